@@ -1,0 +1,99 @@
+"""One row an epoch: in ``history.csv``, and on the console where there is no terminal for a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from cityseg.data.loading import Batch
+from cityseg.files import write_text
+
+log = logging.getLogger(__name__)
+
+
+class History(pl.Callback):
+    """Writes ``history.csv``: losses, scores, learning rate, seconds and images a second of every epoch.
+
+    Args:
+        path: the file; rows of earlier epochs are kept when a run is resumed.
+    """
+
+    def __init__(self, path: str) -> None:
+        """See the class."""
+        self.path = Path(path)
+        self.rows: list[dict[str, float]] = []
+        self._started = self._trained = 0.0
+        self._images = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the rows of the epochs before the one that starts now."""
+        kept = read_history(self.path) if self.path.is_file() else []
+        self.rows = [row for row in kept if row["epoch"] < trainer.current_epoch]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+        self._images = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count images, and the time up to here: validation is not in the speed of training."""
+        self._images += len(batch["photo"]) * trainer.world_size
+        self._trained = time.perf_counter() - self._started
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the row of this epoch."""
+        figures = trainer.callback_metrics
+        row: dict[str, float] = {"epoch": trainer.current_epoch}
+        row |= {key: float(figures[key]) for key in sorted(figures) if "/" in key and not key.endswith("_step")}
+        row |= {
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "seconds": time.perf_counter() - self._started,
+            "images_per_second": self._images / self._trained if self._trained else math.nan,
+        }
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Rows of a ``history.csv``; empty cells are left out."""
+    with path.open(newline="") as handle:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
+
+
+class EpochLines(pl.Callback):
+    """One line an epoch in the log, for consoles that are no terminal and for ``train.log``."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the line."""
+        log.info("%s", epoch_line(trainer.current_epoch, trainer.max_epochs, trainer.callback_metrics))
+
+
+def epoch_line(epoch: int, epochs: int | None, figures: Mapping[str, Any]) -> str:
+    """Losses and scores of an epoch in one line; epochs are counted from 1 where people read them.
+
+    >>> epoch_line(0, 20, {"train/loss": 1.5, "val/loss": 1.25, "val/miou": 0.5})
+    'epoch 1/20  train loss 1.500  val loss 1.250  val mIoU 50.0'
+    """
+    parts = [f"epoch {epoch + 1}/{epochs or '?'}"]
+    parts += [f"{key.replace('/', ' ')} {float(figures[key]):.3f}" for key in ("train/loss", "val/loss") if key in figures]
+    if "val/miou" in figures:
+        parts.append(f"val mIoU {100 * float(figures['val/miou']):.1f}")
+    return "  ".join(parts)

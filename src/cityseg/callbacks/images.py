@@ -1,0 +1,89 @@
+"""Pictures for TensorBoard: panels of fixed samples, the confusion matrix, and the IoU of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from cityseg.data.loading import Batch
+from cityseg.labels import ByteArray
+from cityseg.reports.panels import panel
+from cityseg.reports.plots import confusion_figure
+from cityseg.tasks.base import Task
+
+
+class Images(pl.Callback):
+    """Adds pictures and per-class scores of the validation split to TensorBoard.
+
+    Args:
+        count: samples shown, spread over the split; the same in every epoch.
+        every_n_epochs: how often panels and the confusion matrix are drawn; the last epoch always is.
+    """
+
+    def __init__(self, count: int = 4, every_n_epochs: int = 5) -> None:
+        """See the class."""
+        self._count, self._every = count, every_n_epochs
+        self._chosen: frozenset[int] = frozenset()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Choose the samples."""
+        loaders = trainer.val_dataloaders
+        total = len(loaders.dataset) if loaders is not None else 0
+        self._chosen = frozenset(spread(total, self._count)) if self._due(trainer) else frozenset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the chosen samples of this batch."""
+        for writer in _writers(trainer):
+            for index, picture in batch_panels(batch, outputs, cast(Task, pl_module), self._chosen):
+                writer.add_image(f"panels/{index}", picture, trainer.current_epoch, dataformats="HWC")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write per-class IoU, and the confusion matrix where it is due."""
+        task = cast(Task, pl_module)
+        scores = task.scores
+        if scores is None or trainer.sanity_checking:
+            return
+        for writer in _writers(trainer):
+            for name, figures in scores["per_class"].items():
+                if figures["iou"] is not None:
+                    writer.add_scalar(f"per-class/{name}", figures["iou"], trainer.current_epoch)
+            if self._due(trainer):
+                figure = confusion_figure(np.array(scores["confusion_matrix"]), task.label_space.class_names)
+                writer.add_figure("val/confusion", figure, trainer.current_epoch)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        epoch = trainer.current_epoch + 1
+        return not trainer.sanity_checking and (epoch % self._every == 0 or epoch == trainer.max_epochs)
+
+
+def batch_panels(batch: Batch, predictions: Tensor, task: Task, chosen: frozenset[int]) -> Iterator[tuple[int, ByteArray]]:
+    """Panels ``(h, w, 3)`` uint8 of the chosen samples in a batch, each with its index in the split."""
+    for position, index in enumerate(batch["index"].tolist()):
+        if index in chosen:
+            truth = batch["target"][position].cpu().numpy() if "target" in batch else None
+            photo = batch["photo"][position].permute(1, 2, 0).cpu().numpy()
+            yield index, panel(photo, truth, predictions[position].cpu().numpy(), task.label_space)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Positions of `count` samples spread evenly over a split of `total`."""
+    return sorted({round(position) for position in np.linspace(0, total - 1, min(count, total))}) if total else []
+
+
+def _writers(trainer: pl.Trainer) -> Iterator[SummaryWriter]:
+    if trainer.is_global_zero:
+        yield from (cast(SummaryWriter, lg.experiment) for lg in trainer.loggers if isinstance(lg, TensorBoardLogger))

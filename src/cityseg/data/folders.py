@@ -1,0 +1,126 @@
+"""Your own data: ``SPLIT/images/NAME.*`` and ``SPLIT/masks/NAME.png``, with class names and colours in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cityseg.data.color_labels import ForeignColorsError, PaletteDecoder
+from cityseg.data.datamodule import SegmentationDataModule
+from cityseg.data.gtfine import table_reader
+from cityseg.data.images import Header, read_photo
+from cityseg.data.pairs import numeric_key
+from cityseg.data.samples import Pair, Reader, Samples, describe_folder, match_labels
+from cityseg.errors import ConfigError, FileProblem, Problems
+from cityseg.labels import CITYSCAPES_LABELS, VOID, custom_label_space
+
+PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class ColorMaskReader:
+    """Reads a photo and a mask painted in the class colours, every pixel exactly one of them.
+
+    Attributes:
+        decode: mask colours ``(H, W, 3)`` uint8 -> train ids ``(H, W)`` uint8.
+    """
+
+    decode: PaletteDecoder
+
+    def __call__(self, photo: Path, label: Path | None) -> Pair:
+        """Decode one sample, see :class:`cityseg.data.samples.Reader`."""
+        if label is None:
+            return Pair(read_photo(photo), None)
+        try:
+            return Pair(read_photo(photo), self.decode.decode_exact(read_photo(label)))
+        except ForeignColorsError as error:
+            raise FileProblem(label, "mask colours that belong to no class", str(error)) from error
+
+    def photo_size(self, path: Path, header: Header) -> tuple[int, int]:
+        """Height and width of the photo."""
+        return header.height, header.width
+
+
+class FoldersDataModule(SegmentationDataModule):
+    """Photos and masks in two folders a split.
+
+    Args:
+        root: folder with ``train/images``, ``train/masks``, ``val/images``, ``val/masks``; a split without masks can
+            be predicted. None for the built-in scenes.
+        classes: class name -> ``[R, G, B]``, train ids in this order; the name ``void`` marks what is ignored.
+        labels: ``ids`` for masks that hold train ids (255 is void), ``palette`` for masks painted in class colours.
+        options: see :class:`SegmentationDataModule`.
+    """
+
+    layout = "folders"
+    splits = ("train", "val", "test")
+
+    def __init__(
+        self,
+        root: str | None,
+        *,
+        classes: Mapping[str, Sequence[int]] | None,
+        labels: Literal["ids", "palette"] = "ids",
+        **options: Any,
+    ) -> None:
+        """See the class."""
+        if root is not None and not classes:
+            raise ConfigError(
+                "data.classes: found none, expected the names and colours of your classes; put them in a YAML, or type "
+                "'data.classes={road: [128, 64, 128], car: [0, 0, 142]}'"
+            )
+        if labels not in ("ids", "palette"):
+            raise ConfigError(f"data.labels: found {labels!r}, expected 'ids' or 'palette'")
+        space = custom_label_space(classes if root is not None and classes else _scene_classes())
+        super().__init__(root, space, **options)
+        count = space.num_classes
+        if root is not None and labels == "palette":
+            self.reader: Reader = ColorMaskReader(PaletteDecoder(space, None))
+        else:
+            hint = (
+                f"expected are train ids 0 to {count - 1} and {VOID} (data.classes names {count} classes); label ids "
+                "instead of train ids? for masks of colours set data.labels=palette"
+            )
+            self.reader = table_reader({i: i for i in (*range(count), VOID)}, hint)
+
+    def find(self, root: Path, split: str, problems: Problems) -> Samples:
+        """List the photos of a split, in numeric order, with the masks of the same name."""
+        images, masks = root / split / "images", root / split / "masks"
+        photos = _pictures(images, PHOTO_ENDINGS)
+        if not photos:
+            problems.add(
+                f"no photos for split {split!r}",
+                f"searched {images}/*; {describe_folder(root, split, 'images')}",
+                fix="arrange the files as SPLIT/images/NAME.jpg and SPLIT/masks/NAME.png",
+            )
+            return Samples.from_paths(root, [], None)
+        labels = _pictures(masks, frozenset({".png"}))
+        if not labels and split == "test":
+            return Samples.from_paths(root, photos, None)
+        photo_of = {photo.stem: photo for photo in photos}
+        photos, labels = match_labels(
+            photos,
+            labels,
+            lambda photo: masks / f"{photo.stem}.png",
+            lambda mask: photo_of.get(mask.stem, images / f"{mask.stem}.jpg"),
+            problems,
+            root,
+        )
+        return Samples.from_paths(root, photos, labels)
+
+
+def _pictures(folder: Path, endings: frozenset[str]) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (path for path in folder.iterdir() if path.suffix.lower() in endings), key=lambda path: numeric_key(path.name)
+    )
+
+
+def _scene_classes() -> dict[str, Sequence[int]]:
+    from cityseg.data.scenes import SCENE_CLASSES
+
+    colors = {label.name: label.color for label in CITYSCAPES_LABELS}
+    return {name: colors[name] for name in SCENE_CLASSES}

@@ -1,0 +1,215 @@
+"""The list of samples of one split, and the check of it that runs once, before training starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cityseg.data.images import Header, read_header
+from cityseg.errors import FileProblem, Problems
+from cityseg.labels import ByteArray
+
+QUICK_CHECK = 32
+"""Samples of a split that are decoded before training when not everything is."""
+
+
+class Pair(NamedTuple):
+    """Photo and target of one sample: ``(H, W, 3)`` uint8 RGB and ``(H, W)`` uint8 train ids, or None."""
+
+    photo: ByteArray
+    target: ByteArray | None
+
+
+class Reader(Protocol):
+    """How one dataset layout turns the files of a sample into arrays. Must be picklable for loader workers."""
+
+    def __call__(self, photo: Path, label: Path | None) -> Pair:
+        """Decode one sample.
+
+        Raises:
+            FileProblem: naming the file, if it is not what the layout says.
+        """
+        ...
+
+    def photo_size(self, path: Path, header: Header) -> tuple[int, int]:
+        """Height and width of the photo inside a file with this header.
+
+        Raises:
+            FileProblem: if a file of this size cannot hold a sample.
+        """
+        ...
+
+
+@dataclass
+class Samples:
+    """The samples of one split.
+
+    Paths are kept as bytes in arrays, relative to the root: a hundred bytes a sample instead of kilobytes, and
+    loader workers share the memory.
+
+    Attributes:
+        root: folder the paths are relative to.
+        photos: ``(N,)`` bytes, paths of the photos.
+        labels: ``(N,)`` bytes, paths of the labels, or None for a split without labels. Equal to `photos` where
+            one file holds both.
+        sizes: ``(N, 2)`` int32, height and width of each photo, known after :func:`check`.
+    """
+
+    root: Path
+    photos: npt.NDArray[np.bytes_]
+    labels: npt.NDArray[np.bytes_] | None
+    sizes: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+
+    @classmethod
+    def from_paths(cls, root: Path, photos: Sequence[Path], labels: Sequence[Path] | None) -> Samples:
+        """Build from absolute paths under the root."""
+
+        def pack(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
+            return np.array([os.fsencode(path.relative_to(root)) for path in paths], np.bytes_)
+
+        return cls(root, pack(photos), None if labels is None else pack(labels))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.photos)
+
+    def photo(self, index: int) -> Path:
+        """Path of a photo."""
+        return self.root / os.fsdecode(self.photos[index])
+
+    def label(self, index: int) -> Path | None:
+        """Path of a label, or None where the split has none."""
+        return None if self.labels is None else self.root / os.fsdecode(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """File name of a photo without its ending, to name results after."""
+        return self.photo(index).stem
+
+
+def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems) -> None:
+    """Check every header, decode some samples (or all), and fill in the sizes.
+
+    Args:
+        samples: what to check; its `sizes` are set.
+        reader: decodes a sample, raising FileProblem where it cannot.
+        full: decode every sample, with a progress bar, instead of :data:`QUICK_CHECK` spread over the split.
+        problems: what is found wrong is added here, nothing is raised.
+    """
+    sizes = np.zeros((len(samples), 2), np.int32)
+    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
+        checked = pool.map(lambda index: _check_headers(samples, reader, index), range(len(samples)))
+        sound = np.zeros(len(samples), bool)
+        for index, result in enumerate(checked):
+            if isinstance(result, FileProblem):
+                problems.add_file(result, samples.root)
+            else:
+                sizes[index], sound[index] = result, True
+        samples.sizes = sizes
+        candidates = np.flatnonzero(sound)
+        if not full and len(candidates) > QUICK_CHECK:
+            candidates = candidates[np.unique(np.linspace(0, len(candidates) - 1, QUICK_CHECK).astype(int))]
+        decoded = pool.map(lambda index: _check_content(samples, reader, int(index)), candidates)
+        for problem in _progress(decoded, len(candidates)) if full else decoded:
+            if problem is not None:
+                problems.add_file(problem, samples.root)
+
+
+def _check_headers(samples: Samples, reader: Reader, index: int) -> tuple[int, int] | FileProblem:
+    try:
+        photo_path, label_path = samples.photo(index), samples.label(index)
+        size = reader.photo_size(photo_path, read_header(photo_path))
+        if label_path is not None and label_path != photo_path:
+            label = read_header(label_path)
+            if (label.height, label.width) != size:
+                found = f"the photo is {size[1]}x{size[0]}, {label_path.name} is {label.width}x{label.height}"
+                raise FileProblem(photo_path, "photo and label differ in size", found, "write both in one size")
+    except FileProblem as problem:
+        return problem
+    return size
+
+
+def _check_content(samples: Samples, reader: Reader, index: int) -> FileProblem | None:
+    try:
+        reader(samples.photo(index), samples.label(index))
+    except FileProblem as problem:
+        return problem
+    return None
+
+
+def _progress(results: Iterable[FileProblem | None], total: int) -> Iterable[FileProblem | None]:
+    from rich.progress import track
+
+    return track(results, total=total, description="checking every file")
+
+
+def match_labels(
+    photos: Sequence[Path],
+    labels: Sequence[Path],
+    label_of: Callable[[Path], Path],
+    photo_of: Callable[[Path], Path],
+    problems: Problems,
+    root: Path,
+) -> tuple[list[Path], list[Path]]:
+    """Keep the photos that have a label; report those without, and labels without a photo.
+
+    Args:
+        photos: found photos.
+        labels: found labels.
+        label_of: where the label of a photo belongs.
+        photo_of: where the photo of a label belongs.
+        problems: unmatched files are added here.
+        root: shown paths are relative to it.
+
+    Returns:
+        Photos and labels, paired.
+    """
+    found = set(labels)
+    kept: list[Path] = []
+    for photo in photos:
+        if (expected := label_of(photo)) in found:
+            kept.append(photo)
+        else:
+            problems.add(
+                "photo without a label",
+                f"{photo.relative_to(root)}: expected {expected.relative_to(root)}",
+                fix="add the missing files, or move the photos away",
+            )
+    known = set(photos)
+    for label in labels:
+        if (expected := photo_of(label)) not in known:
+            problems.add(
+                "label without a photo",
+                f"{label.relative_to(root)}: expected {expected.relative_to(root)}",
+                fix="add the missing files, or move the labels away",
+            )
+    return kept, [label_of(photo) for photo in kept]
+
+
+def describe_folder(root: Path, *parts: str) -> str:
+    """What the deepest existing folder of a path holds, for the message that something else was expected there."""
+    path = root
+    for part in parts:
+        if not (path / part).exists():
+            break
+        path = path / part
+    if not path.exists():
+        parent = path.parent
+        there = f"; {parent} holds {_names(parent)}" if parent.is_dir() else ""
+        return f"{path} does not exist{there}"
+    if not path.is_dir():
+        return f"{path} is a file"
+    return f"{path} holds {_names(path)}"
+
+
+def _names(folder: Path) -> str:
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+    if not names:
+        return "nothing"
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

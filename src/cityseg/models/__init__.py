@@ -1,0 +1,1 @@
+"""Networks: the ones no library has, and one strict door to segmentation_models_pytorch."""

@@ -1,0 +1,181 @@
+"""What stands between a composed config and the objects it names: defaults that depend on the machine, and checks."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cityseg.errors import CitysegError, ConfigError, Problems, did_you_mean
+from cityseg.runs.keys import dotted_keys
+
+log = logging.getLogger(__name__)
+
+TRUSTED = (
+    "albumentations.",
+    "cityseg.",
+    "pytorch_lightning.",
+    "segmentation_models_pytorch.",
+    "torch.nn.",
+    "torch.optim.",
+    "torchmetrics.",
+)
+"""Prefixes of what a config that came with a checkpoint may build. What a user types may build anything."""
+
+
+def settle(config: DictConfig) -> None:
+    """Fix, in place, what depends on the machine and the moment, so that the saved config says what was used.
+
+    The rest keeps its references (``${seed}``), so that a resumed run can override a key and have it followed.
+    """
+    for key in ("name", "run_dir"):
+        config[key] = str(config[key])
+    if config.data.root is not None:
+        config.data.root = str(Path(config.data.root).expanduser().absolute())
+    if "pretrained" in config.model and config.model.pretrained is None:
+        config.model.pretrained = config.data.root is not None
+    if config.trainer.precision == "auto":
+        config.trainer.precision = automatic_precision(config.trainer.accelerator)
+
+
+def automatic_precision(accelerator: str) -> str:
+    """Mixed bfloat16 where the device computes in it, else float32."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if accelerator in ("auto", "cpu") and not torch.backends.mps.is_available():
+        cpu = Path("/proc/cpuinfo")
+        flags = cpu.read_text() if cpu.is_file() else ""
+        return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
+    return "32-true"
+
+
+def build(node: DictConfig, **arguments: Any) -> Any:
+    """Instantiate a config node.
+
+    The arguments are handed to the target as they are: through Hydra, dataclasses among them would become configs.
+
+    Raises:
+        ConfigError: if a target does not exist or does not take an argument, with the nearest one that it takes.
+    """
+    try:
+        if not arguments:
+            return hydra.utils.instantiate(node, _convert_="all")
+        return hydra.utils.instantiate(node, _convert_="all", _partial_=True)(**arguments)
+    except CitysegError:
+        raise
+    except TypeError as error:
+        raise ConfigError(_wrong_argument(node, error)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config of {node.get('_target_')}: {str(error).splitlines()[0]}") from error
+    except hydra.errors.InstantiationException as error:
+        if isinstance(error.__cause__, CitysegError):
+            raise error.__cause__ from None
+        raise ConfigError(_wrong_argument(node, error.__cause__ or error)) from error
+
+
+def _wrong_argument(node: DictConfig, error: BaseException) -> str:
+    reason = str(error).splitlines()[0]
+    hint = ""
+    if "unexpected keyword argument" in reason:
+        hint = did_you_mean(reason.split("'")[1], _keywords(str(node._target_)))
+    return f"{node._target_} could not be built: {reason}{'' if reason.endswith('.') else '.'}{hint}"
+
+
+def _keywords(target: str) -> list[str]:
+    found = hydra.utils.get_object(target)
+    names = [name for name in inspect.signature(found).parameters if name != "self"]
+    for base in getattr(found, "__mro__", ())[1:-1]:
+        names += [name for name in inspect.signature(base.__init__).parameters if name != "self"]
+    return names
+
+
+def check_trusted(config: Mapping[str, Any], extra: Sequence[str] = ()) -> None:
+    """Refuse a config that came with a checkpoint if it would build anything but the library's own parts.
+
+    Args:
+        config: plain containers.
+        extra: further prefixes that the user trusts.
+
+    Raises:
+        ConfigError: naming the targets.
+    """
+    trusted = (*TRUSTED, *(prefix.rstrip(".") + "." for prefix in extra))
+    if foreign := sorted({target for target in _targets(config) if not target.startswith(trusted)}):
+        raise ConfigError(
+            f"the checkpoint's config would build {', '.join(foreign)}, which is refused. Fix: if this is your own "
+            f"code, add 'trusted=[{foreign[0].split('.')[0]}]'"
+        )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list | tuple | ListConfig):
+        for value in node:
+            yield from _targets(value)
+
+
+def resume_config(saved: Mapping[str, Any], typed: Sequence[str], run_dir: str) -> DictConfig:
+    """The config of a run that goes on: as it was saved, with what the user typed beside ``resume=``.
+
+    Raises:
+        ConfigError: if a typed key does not exist or chooses a config group.
+    """
+    config = OmegaConf.create(dict(saved))
+    config.run_dir = run_dir
+    OmegaConf.set_struct(config, True)
+    for override in typed:
+        key, _, value = override.partition("=")
+        if key == "resume" or key.startswith("hydra."):
+            continue
+        node = OmegaConf.select(config, key.lstrip("+"))
+        if isinstance(node, DictConfig) or "@" in key:
+            raise ConfigError(f"{override}: a resumed run keeps its {key}; start a new run for another")
+        try:
+            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{override}: no such key in the resumed run.{did_you_mean(key, dotted_keys(config))}") from error
+    return config
+
+
+def check_run_config(config: DictConfig, logged: Sequence[str]) -> None:
+    """Collect what is wrong with the run's keys before anything slow starts.
+
+    Args:
+        config: the composed config.
+        logged: figures that an epoch ends with.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = Problems("the config")
+    monitors = {"monitor": config.monitor}
+    for name, node in config.callbacks.items():
+        if node is not None and "monitor" in node:
+            monitors[f"callbacks.{name}.monitor"] = node.monitor
+    if "monitor" in config.scheduler:
+        monitors["scheduler.monitor"] = config.scheduler.monitor
+    for key, figure in monitors.items():
+        if figure not in logged:
+            problems.add(
+                f"{key}: no figure {figure!r} is computed.{did_you_mean(str(figure), logged)}",
+                fix=f"choose one of {', '.join(logged)}",
+            )
+    if config.monitor_mode not in ("min", "max"):
+        problems.add(f"monitor_mode: found {config.monitor_mode!r}, expected min or max")
+    expected = "min" if str(config.monitor).endswith("loss") else "max"
+    if config.monitor in logged and config.monitor_mode in ("min", "max") and config.monitor_mode != expected:
+        problems.add(f"monitor_mode: found {config.monitor_mode} for {config.monitor}", fix=f"monitor_mode={expected}")
+    if not isinstance(config.seed, int) or config.seed < 0:
+        problems.add(f"seed: found {config.seed!r}, expected a whole number from 0")
+    problems.raise_if_any(ConfigError)

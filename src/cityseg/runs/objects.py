@@ -1,0 +1,139 @@
+"""Builds the objects of a run from its config: data, network, loss, task, callbacks, loggers, trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, ListConfig
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
+
+from cityseg.data.datamodule import SegmentationDataModule
+from cityseg.data.statistics import class_pixel_counts
+from cityseg.errors import ConfigError, Problems
+from cityseg.labels import LabelSpace
+from cityseg.losses import class_weights_from_counts
+from cityseg.runs.config import build
+from cityseg.tasks.base import Task
+
+
+def build_data(config: DictConfig) -> SegmentationDataModule:
+    """The data module; nothing is read yet."""
+    return cast(SegmentationDataModule, build(config.data, augment=build(config.augment)))
+
+
+def build_network(config: DictConfig, label_space: LabelSpace) -> nn.Module:
+    """The network, with a logit for each class."""
+    return cast(nn.Module, build(config.model, num_classes=label_space.num_classes))
+
+
+def build_loss(config: DictConfig, label_space: LabelSpace, weights: Tensor | None) -> nn.Module:
+    """The loss, with class weights already found."""
+    return cast(
+        nn.Module,
+        build(
+            config.loss,
+            num_classes=label_space.num_classes,
+            ignore_index=label_space.ignore_index,
+            class_weights=weights,
+        ),
+    )
+
+
+def class_weights(config: DictConfig, data: SegmentationDataModule) -> Tensor | None:
+    """The weight of each class ``(C,)`` float32 that the loss config asks for; None for equal weights.
+
+    Raises:
+        ConfigError: if a list has another length than there are classes, or the scheme is unknown.
+    """
+    wanted = config.loss.class_weights
+    names = data.label_space.class_names
+    if wanted in (None, "none"):
+        return None
+    if isinstance(wanted, ListConfig):
+        if len(wanted) != len(names):
+            raise ConfigError(f"loss.class_weights: found {len(wanted)} numbers, expected {len(names)}: {', '.join(names)}")
+        return torch.tensor([float(value) for value in wanted])
+    return class_weights_from_counts(class_pixel_counts(data), str(wanted))
+
+
+def build_task(config: DictConfig, data: SegmentationDataModule, network: nn.Module) -> Task:
+    """The task that trains the network."""
+    return cast(
+        Task,
+        build(
+            config.task,
+            network=network,
+            loss=build_loss(config, data.label_space, class_weights(config, data)),
+            optimizer=build(config.optimizer),
+            scheduler=build(config.scheduler),
+            label_space=data.label_space,
+        ),
+    )
+
+
+def build_callbacks(config: DictConfig) -> list[Callback]:
+    """The callbacks of the config; a name set to null is left out."""
+    return [build(node) for node in config.callbacks.values() if node is not None]
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers of the config; a name set to null is left out."""
+    nodes = config.logger.values() if config.logger else ()
+    return [build(node) for node in nodes if node is not None]
+
+
+def build_trainer(
+    config: DictConfig, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = (), **changes: Any
+) -> pl.Trainer:
+    """The trainer; our samplers share the data between processes themselves."""
+    return cast(
+        pl.Trainer,
+        build(
+            config.trainer,
+            callbacks=list(callbacks),
+            logger=list(loggers) or False,
+            default_root_dir=config.run_dir,
+            enable_checkpointing=any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in callbacks),
+            **{
+                "enable_model_summary": False,
+                "enable_progress_bar": sys.stdout.isatty(),
+                "use_distributed_sampler": False,
+                **changes,
+            },
+        ),
+    )
+
+
+def check_fit(network: nn.Module, data: SegmentationDataModule) -> None:
+    """Check the network against the sizes it will see, before training starts.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = Problems("network and data")
+    sizes = {"data.crop": data.crop_size()}
+    val = data.samples("val")
+    for height, width in {(int(h), int(w)) for h, w in val.sizes}:
+        sizes[f"validation photos of {width}x{height}"] = (height, width)
+    check_size = getattr(network, "check_size", None)
+    if check_size is not None:
+        for what, (height, width) in sizes.items():
+            try:
+                check_size(height, width)
+            except ValueError as error:
+                problems.add(f"{what}: {error}")
+    least = getattr(network, "min_train_batch", 1)
+    batch = min(data.batch_size, len(data.samples("train")))
+    if batch < least:
+        problems.add(
+            f"data.batch_size: found {batch}, expected at least {least}: this network normalises over the batch after "
+            "pooling each image to one value",
+            fix=f"data.batch_size={least} or more, or another model",
+        )
+    problems.raise_if_any(ConfigError)

@@ -1,0 +1,174 @@
+"""One training run, from config to finished run folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from cityseg.callbacks.history import read_history
+from cityseg.callbacks.state import EpochSeed
+from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
+from cityseg.data.datamodule import SegmentationDataModule
+from cityseg.errors import CheckpointError
+from cityseg.files import write_json
+from cityseg.reports.plots import plot_class_iou, plot_confusion, plot_curves
+from cityseg.runs.config import check_run_config, check_trusted, resume_config, settle
+from cityseg.runs.objects import (
+    build_callbacks,
+    build_data,
+    build_loggers,
+    build_network,
+    build_task,
+    build_trainer,
+    check_fit,
+)
+from cityseg.runs.output import print_closing, quiet_libraries
+from cityseg.runs.scoring import Pictures, score
+from cityseg.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""Exit code of a run stopped by Ctrl-C, as shells have it."""
+
+
+def train(config: DictConfig, run_dir: Path, typed: list[str]) -> float | None:
+    """Train, score the best checkpoint, and write the run folder.
+
+    Args:
+        config: the composed config.
+        run_dir: where everything goes; with ``resume`` the folder of the run that goes on.
+        typed: the overrides that the user typed.
+
+    Returns:
+        mIoU of the best checkpoint on the validation split, as the objective of a sweep; None on processes that are
+        not the first.
+
+    Raises:
+        CitysegError: for what a user can mend.
+    """
+    started = time.perf_counter()
+    quiet_libraries()
+    last = run_dir / "checkpoints" / "last.ckpt"
+    resuming = config.resume is not None
+    if resuming:
+        config = _saved_config(last, typed, run_dir)
+    settle(config)
+    pl.seed_everything(config.seed, workers=False, verbose=False)
+    data, task = _prepare(config)
+    trainer = _fit(config, data, task, last if resuming else None)
+    if not trainer.is_global_zero:
+        return None
+    if torch.distributed.is_initialized():  # the final figures come from one process
+        torch.distributed.destroy_process_group()
+    figures = _finish(config, data, task, trainer, run_dir)
+    figures["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(run_dir / "metrics.json", figures)
+    log_final_score(trainer, config, figures)
+    print_closing(figures, run_dir)
+    return None if figures["miou"] is None else float(figures["miou"])
+
+
+def _saved_config(last: Path, typed: list[str], run_dir: Path) -> DictConfig:
+    if not last.is_file():
+        raise CheckpointError(
+            f"resume={run_dir}: found no {last.relative_to(run_dir)} in it, expected the folder of a run that has "
+            "started to train. Fix: correct the path, or start the run again without resume"
+        )
+    checkpoint = load_checkpoint(last)
+    check_trusted(checkpoint.config)
+    log.info("resuming %s after %d epochs", run_dir, checkpoint.epoch)
+    return resume_config(checkpoint.config, typed, str(run_dir))
+
+
+def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
+    """Build data and task; what is wrong with the network is said before the data is touched."""
+    data = build_data(config)
+    check_run_config(config, Task.logged)
+    network = build_network(config, data.label_space)
+    if data.builtin:
+        log.info("data.root is not set: using the built-in synthetic scenes")
+    data.index(["train", "val"])
+    check_fit(network, data)
+    task = build_task(config, data, network)
+    counts = {split: len(data.samples(split)) for split in ("train", "val")}
+    log.info(
+        "%s: %d train, %d val photos; crops %dx%d; %s classes; %s on %s",
+        data.dataset_name, counts["train"], counts["val"], *data.crop_size()[::-1], data.label_space.num_classes,
+        config.trainer.precision, config.trainer.accelerator,
+    )  # fmt: skip
+    return data, task
+
+
+def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_from: Path | None) -> pl.Trainer:
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    plain["resume"] = None
+    callbacks = [*build_callbacks(config), EpochSeed(config.seed), SelfContained(plain, data.label_space)]
+    trainer = build_trainer(config, callbacks, build_loggers(config))
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):  # that one takes them together with the final score
+            logger.log_hyperparams(hyperparameters(config))
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        log.warning("stopped. To go on where the last full epoch ended: python train.py resume=%s", config.run_dir)
+        sys.exit(INTERRUPTED)
+    return trainer
+
+
+def _finish(
+    config: DictConfig, data: SegmentationDataModule, task: Task, trainer: pl.Trainer, run_dir: Path
+) -> dict[str, Any]:
+    """Score the best checkpoint and draw the plots."""
+    best = load_checkpoint(run_dir / "checkpoints" / "best.ckpt")
+    load_weights(task, best)
+    pictures = Pictures(run_dir, data.samples("val"), panels=config.panels, predictions=False)
+    scorer = build_trainer(config, [pictures], devices=1, strategy="auto", num_nodes=1, enable_progress_bar=False)
+    figures = score(task, data, "val", scorer)
+    figures |= {
+        "epochs": trainer.current_epoch,
+        "best_epoch": best.epoch,
+        "pretrained": config.model.get("pretrained", False),
+        "seed": config.seed,
+    }
+    plots = run_dir / "plots"
+    plot_curves(read_history(run_dir / "history.csv"), plots / "curves.png")
+    plot_confusion(np.array(figures["confusion_matrix"]), data.label_space.class_names, plots / "confusion.png")
+    plot_class_iou(figures["per_class"], data.label_space.colors, plots / "class_iou.png")
+    return figures
+
+
+def hyperparameters(config: DictConfig) -> dict[str, Any]:
+    """The config as flat ``group.key`` values, for a logger."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+
+    groups = ("data", "model", "loss", "optimizer", "scheduler", "augment", "trainer")
+    walk({key: OmegaConf.to_container(config[key], resolve=True) for key in groups}, "")
+    return {**flat, "seed": config.seed}
+
+
+def log_final_score(trainer: pl.Trainer, config: DictConfig, figures: dict[str, Any]) -> None:
+    """Show the hyper-parameters with the final scores in TensorBoard's HPARAMS page."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            scores = {f"final/{key}": figures[key] for key in ("miou", "mpa", "loss") if figures[key] is not None}
+            logger.log_hyperparams(hyperparameters(config), scores)
+            logger.finalize("success")

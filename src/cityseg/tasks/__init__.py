@@ -1,0 +1,1 @@
+"""What training means: LightningModules that join a network, a loss, an optimizer and the scores."""

@@ -1,0 +1,107 @@
+"""What every task shares: validation, test and prediction on whole images, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from cityseg.data.loading import Batch
+from cityseg.labels import LabelSpace
+from cityseg.metrics import Scores, SegmentationMetrics, scores_from_confusion
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+Stage = Literal["val", "test"]
+
+
+class Task(pl.LightningModule):
+    """Evaluation of a segmentation network; subclasses say how it is trained.
+
+    Args:
+        network: photos ``(B, 3, H, W)`` uint8 -> logits ``(B, C, H, W)``.
+        loss: logits and train ids ``(B, H, W)`` -> scalar.
+        label_space: the classes.
+    """
+
+    logged: tuple[str, ...] = ("train/loss", "val/loss", "val/miou", "val/mpa", "val/pixel_accuracy")
+    """Every figure an epoch ends with: what a checkpoint, a scheduler or early stopping can monitor."""
+
+    def __init__(self, network: nn.Module, loss: nn.Module, label_space: LabelSpace) -> None:
+        """See the class."""
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.label_space = label_space
+        self.scores: Scores | None = None
+        self._metrics = nn.ModuleDict(
+            {stage: SegmentationMetrics(label_space.num_classes, ignore_index=label_space.ignore_index)
+                for stage in ("val_", "test_")}
+        )
+
+    def forward(self, photo: Tensor) -> Tensor:
+        """Logits ``(B, C, H, W)`` of photos ``(B, 3, H, W)`` uint8."""
+        return cast(Tensor, self.network(photo))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Score one batch; returns predicted train ids ``(B, H, W)`` uint8 for callbacks."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Score one batch; returns predicted train ids ``(B, H, W)`` uint8 for callbacks."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Predicted train ids ``(B, H, W)`` uint8."""
+        return cast(Tensor, self(batch["photo"]).argmax(dim=1).to(torch.uint8))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the epoch."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the final scores."""
+        self._finish("test")
+
+    def _metric(self, stage: Stage) -> SegmentationMetrics:
+        return cast(SegmentationMetrics, self._metrics[f"{stage}_"])
+
+    def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
+        logits = self(batch["photo"])
+        target = batch.get("target")
+        if target is not None:
+            if logits.shape[-2:] != target.shape[-2:]:
+                logits = functional.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
+            loss = self.loss(logits, target)
+            self.log(f"{stage}/loss", loss, on_epoch=True, on_step=False, batch_size=len(target), sync_dist=True)
+        prediction = logits.argmax(dim=1)
+        if target is not None:
+            self._metric(stage).update(prediction, target)
+        return prediction.to(torch.uint8)
+
+    def _finish(self, stage: Stage) -> None:
+        metric = self._metric(stage)
+        if metric.update_count == 0:  # a split without labels
+            self.scores = None
+            return
+        with metric.sync_context():
+            confusion = metric.confmat.cpu().numpy().astype(np.int64)
+        metric.reset()
+        self.scores = scores_from_confusion(confusion, self.label_space)
+        scores = self.scores
+        figures = {"miou": scores["miou"], "mpa": scores["mpa"], "pixel_accuracy": scores["pixel_accuracy"]}
+        for key, value in figures.items():
+            # A split without one valid pixel has no score; NaN is what a logger can take for it.
+            self.log(f"{stage}/{key}", float("nan") if value is None else value, prog_bar=key == "miou")
+
+
+def optimizer_steps(trainer: pl.Trainer) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of one epoch, accumulation counted in."""
+    total = int(trainer.estimated_stepping_batches)
+    epochs = max(trainer.max_epochs or 1, 1)
+    return total, max(total // epochs, 1)

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from cityseg.data.loading import SameSizeBatches, TrainBatches
+from cityseg.data.pairs import PairsDataModule
+from cityseg.data.transforms import Augment
+
+
+def keys(batches):
+    return [tuple(key) for batch in batches for key in batch]
+
+
+def test_an_epoch_has_every_sample_once_and_epochs_differ():
+    batches = TrainBatches(12, 4, seed=1)
+    first = keys(batches)
+    assert sorted(index for _, index in first) == list(range(12))
+    batches.set_epoch(1)
+    second = keys(batches)
+    assert [index for _, index in first] != [index for _, index in second]
+    assert {epoch for epoch, _ in second} == {1}
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    one, two = TrainBatches(50, 4, seed=1), TrainBatches(50, 4, seed=1)
+    keys(two)  # used before
+    for epoch in (3, 0):
+        one.set_epoch(epoch)
+        two.set_epoch(epoch)
+        assert keys(one) == keys(two)
+    assert keys(TrainBatches(50, 4, seed=2)) != keys(one)
+
+
+@pytest.mark.parametrize(("count", "batch", "expected"), [(10, 4, 2), (3, 8, 1), (8, 8, 1)])
+def test_a_smaller_last_batch_is_dropped_unless_it_is_the_only_one(count, batch, expected):
+    batches = TrainBatches(count, batch, seed=0)
+    assert len(batches) == len(list(batches)) == expected
+
+
+def test_processes_share_an_epoch_without_overlap():
+    parts = [keys(TrainBatches(22, 4, seed=5, rank=rank, world=2)) for rank in (0, 1)]
+    assert len(parts[0]) == len(parts[1])
+    assert not set(parts[0]) & set(parts[1])
+
+
+def test_two_processes_see_in_a_step_what_one_with_twice_the_batch_sees():
+    whole = list(TrainBatches(24, 8, seed=5))
+    halves = zip(TrainBatches(24, 4, 5, rank=0, world=2), TrainBatches(24, 4, 5, rank=1, world=2), strict=True)
+    assert [sorted(batch) for batch in whole] == [sorted(a + b) for a, b in halves]
+
+
+def test_evaluation_batches_hold_one_size_and_every_sample_once():
+    sizes = np.array([[4, 4], [4, 4], [4, 4], [4, 6], [4, 6], [4, 4]], np.int32)
+    assert list(SameSizeBatches(sizes, 2)) == [[0, 1], [2], [3, 4], [5]]
+    shared = [index for rank in (0, 1) for batch in SameSizeBatches(sizes, 2, rank, 2) for index in batch]
+    assert sorted(shared) == list(range(6))
+
+
+@pytest.fixture
+def data(cache_dir):
+    def build(workers, seed=0):
+        return PairsDataModule(
+            None, augment=Augment(scale=(0.5, 2.0), flip=0.5), crop=32, batch_size=2, eval_batch_size=2,
+            workers=workers, seed=seed, cache_dir=str(cache_dir), scenes={"train": 6, "val": 3, "size": 64},
+        )  # fmt: skip
+
+    return build
+
+
+def epoch_of(data, epoch):
+    loader = data.train_dataloader()
+    loader.batch_sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def test_workers_do_not_change_the_samples(data):
+    for epoch in (0, 1):
+        alone, with_workers = epoch_of(data(0), epoch), epoch_of(data(2), epoch)
+        assert len(alone) == len(with_workers) == 3
+        for one, two in zip(alone, with_workers, strict=True):
+            assert all(torch.equal(one[key], two[key]) for key in ("photo", "target", "index"))
+
+
+def test_the_same_sample_looks_different_in_another_epoch_and_with_another_seed(data):
+    def crop_of_sample_0(seed, epoch):
+        for batch in epoch_of(data(0, seed), epoch):
+            for position, index in enumerate(batch["index"].tolist()):
+                if index == 0:
+                    return batch["photo"][position]
+        raise AssertionError
+
+    base = crop_of_sample_0(0, 0)
+    assert not torch.equal(base, crop_of_sample_0(0, 1))
+    assert not torch.equal(base, crop_of_sample_0(1, 0))
+
+
+def test_loading_leaves_the_global_generator_alone(data):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    epoch_of(data(0), 0)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_photos_leave_the_loader_as_bytes(data):
+    batch = next(iter(data(0).train_dataloader()))
+    assert batch["photo"].dtype == batch["target"].dtype == torch.uint8
+    assert batch["photo"].shape == (2, 3, 32, 32)
+    whole = next(iter(data(0).val_dataloader()))
+    assert whole["photo"].shape == (2, 3, 64, 64)

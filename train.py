@@ -1,0 +1,23 @@
+"""Train a network: ``python train.py [group=choice] [key=value]``; see ``python train.py --help``."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from cityseg.cli import run
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> float | None:
+    """Train with the composed config; returns the objective of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from cityseg.runs.training import train  # heavy: not needed to answer --help
+
+    hydra_config = HydraConfig.get()
+    return train(config, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+
+
+if __name__ == "__main__":
+    run(main, Path(__file__).parent.absolute() / "conf", "train")
