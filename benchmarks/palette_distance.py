@@ -47,9 +47,7 @@ def read_pairs(root: Path, split: str, jpeg_quality: int | None) -> list[tuple[B
     files = sorted([*(root / split).glob("*.jpg"), *(root / split).glob("*.png")])
     truths = next((path for path in (root.parent / "trainids", root / "trainids") if path.is_dir()), None)
     if not files or truths is None:
-        raise SystemExit(
-            f"{root}: expected {split}/*.jpg composites and a 'trainids' folder beside or inside it"
-        )
+        raise SystemExit(f"{root}: expected {split}/*.jpg composites and a 'trainids' folder beside or inside it")
     pairs = []
     for file in files:
         composite = np.asarray(Image.open(file).convert("RGB"))
@@ -82,9 +80,7 @@ def mean_iou(confusion: Counts, rejected: Counts | int = 0) -> float:
     return float(np.mean(hits[truth > 0] / union[truth > 0]))
 
 
-def score_row(
-    pairs: Sequence[tuple[ByteArray, ByteArray]], space: LabelSpace, max_distance: float | None
-) -> str:
+def score_row(pairs: Sequence[tuple[ByteArray, ByteArray]], space: LabelSpace, max_distance: float | None) -> str:
     """One line of the first table."""
     decoder = PaletteDecoder(space, max_distance)
     decoder(pairs[0][0])  # builds the table
@@ -135,9 +131,7 @@ def print_distances(pairs: Sequence[tuple[ByteArray, ByteArray]], space: LabelSp
 
 def main() -> None:
     """Read the composites and print both tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, metavar="ROOT", help="a pairs set")
     parser.add_argument("--split", default="val", help="folder of ROOT to read (default: %(default)s)")
     parser.add_argument("--space", default="cityscapes19", help="label space (default: %(default)s)")

@@ -172,9 +172,7 @@ def test_class_weights_travel_in_the_state_dict(make, batch):
 @every_loss
 def test_a_batch_of_classes_without_weight_gives_zero(make):
     logits = torch.randn(1, 3, 2, 2, requires_grad=True)
-    loss = make(num_classes=3, class_weights=torch.tensor([0.0, 1.0, 1.0]))(
-        logits, torch.zeros(1, 2, 2).long()
-    )
+    loss = make(num_classes=3, class_weights=torch.tensor([0.0, 1.0, 1.0]))(logits, torch.zeros(1, 2, 2).long())
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -242,9 +240,7 @@ def test_focal_is_damped_pixel_by_pixel(batch):
     p, ids = valid_pixels(logits, target)
     truth = p[np.arange(len(ids)), ids]
     expected = ((1 - truth) ** 3 * -np.log(truth)).mean()
-    assert FocalLoss(num_classes=CLASSES, gamma=3.0)(logits, target).item() == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert FocalLoss(num_classes=CLASSES, gamma=3.0)(logits, target).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_focal_without_damping_is_cross_entropy(batch):
@@ -277,9 +273,7 @@ def test_dice_by_hand():
     weighted = DiceLoss(num_classes=2, class_weights=torch.tensor([1.0, 3.0]))(logits, target)
     assert weighted.item() == pytest.approx((losses[0] + 3 * losses[1]) / 4, rel=1e-6)
     smoothed = [1 - (2 * 0.75 + 1) / (1.25 + 1 + 1), 1 - (2 * 0.5 + 1) / (0.75 + 1 + 1)]
-    assert DiceLoss(num_classes=2, smooth=1.0)(logits, target).item() == pytest.approx(
-        sum(smoothed) / 2, rel=1e-6
-    )
+    assert DiceLoss(num_classes=2, smooth=1.0)(logits, target).item() == pytest.approx(sum(smoothed) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
@@ -288,9 +282,7 @@ def test_dice_is_that_of_smp_over_the_classes_present(batch, absent):
     for gone in range(CLASSES - absent, CLASSES):
         target[target == gone] = 0
     # smp sums over the classes present but divides by all
-    theirs = (
-        smp.losses.DiceLoss("multiclass", ignore_index=255)(logits, target) * CLASSES / (CLASSES - absent)
-    )
+    theirs = smp.losses.DiceLoss("multiclass", ignore_index=255)(logits, target) * CLASSES / (CLASSES - absent)
     assert DiceLoss(num_classes=CLASSES)(logits, target).item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
@@ -330,9 +322,7 @@ def test_lovasz_of_certain_predictions_is_one_minus_iou():
     prediction = torch.tensor([[[0, 0, 0, 1, 1]]])
     target = torch.tensor([[[0, 0, 1, 1, 255]]])
     logits = 100 * F.one_hot(prediction, 3).movedim(-1, 1).float()
-    assert LovaszLoss(num_classes=3)(logits, target).item() == pytest.approx(
-        1 - (2 / 3 + 1 / 2) / 2, rel=1e-6
-    )
+    assert LovaszLoss(num_classes=3)(logits, target).item() == pytest.approx(1 - (2 / 3 + 1 / 2) / 2, rel=1e-6)
 
 
 def test_lovasz_is_that_of_smp(batch):
@@ -430,9 +420,7 @@ def test_class_weights_by_hand(scheme, expected):
 
 
 def test_median_of_an_even_number_of_classes_is_halfway():
-    assert class_weights_from_counts(np.array([30, 10]), "median_frequency").tolist() == pytest.approx(
-        [2 / 3, 2]
-    )
+    assert class_weights_from_counts(np.array([30, 10]), "median_frequency").tolist() == pytest.approx([2 / 3, 2])
 
 
 def test_an_unknown_weight_scheme_names_the_nearest():

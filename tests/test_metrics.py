@@ -67,9 +67,7 @@ def test_logits_count_as_their_argmax(batch):
 
 def test_two_hundred_and_fifty_five_classes_do_not_overflow():
     metric = SegmentationMetrics(255)
-    metric.update(
-        torch.tensor([[[254, 3]]], dtype=torch.uint8), torch.tensor([[[254, 255]]], dtype=torch.uint8)
-    )
+    metric.update(torch.tensor([[[254, 3]]], dtype=torch.uint8), torch.tensor([[[254, 255]]], dtype=torch.uint8))
     assert metric.confmat.sum() == 1
     assert metric.confmat[254, 254] == 1
 
@@ -164,9 +162,7 @@ def test_means_differ_as_they_should():
 def test_per_class_iou_is_that_of_sklearn(batch):
     preds, target = batch
     valid = target != 255
-    expected = jaccard_score(
-        target[valid], preds[valid], labels=range(CLASSES), average=None, zero_division=0
-    )
+    expected = jaccard_score(target[valid], preds[valid], labels=range(CLASSES), average=None, zero_division=0)
     scores = scores_from_confusion(collect(preds, target).confmat.numpy(), SPACE)
     ours = [row["iou"] for row in scores["per_class"].values()]
     assert ours[7] is None
@@ -219,9 +215,7 @@ def official(batch):
     theirs[np.ix_(SPACE.label_ids, SPACE.label_ids)] = ours
     # pixels of ignored labels, which the script must leave out as we leave out void
     theirs[np.ix_([0, 3, 4, 9], SPACE.label_ids)] = 1000
-    return SimpleNamespace(
-        module=module, args=SimpleNamespace(evalLabels=list(range(34))), ours=ours, theirs=theirs
-    )
+    return SimpleNamespace(module=module, args=SimpleNamespace(evalLabels=list(range(34))), ours=ours, theirs=theirs)
 
 
 def test_per_class_iou_and_mean_are_those_of_the_official_script(official):

@@ -114,9 +114,7 @@ def test_cosine_restarts_after_a_warmup():
 
 def test_one_cycle_by_hand():
     optimizer = make_optimizer(0.5)
-    found = rates(
-        partial(one_cycle, pct_start=0.25, div_factor=10, final_div_factor=100), optimizer=optimizer
-    )
+    found = rates(partial(one_cycle, pct_start=0.25, div_factor=10, final_div_factor=100), optimizer=optimizer)
     assert found[0] == pytest.approx(0.05)
     assert max(found) == found[9] == pytest.approx(0.5)
     assert found[-1] == pytest.approx(0.0005)
@@ -325,8 +323,6 @@ def test_every_scheduler_config_builds_and_starts_above_zero(name, optimizer):
 
 
 def test_every_schedule_has_a_config():
-    targets = {
-        OmegaConf.load(path)["_target_"].rpartition(".")[2] for path in (CONF / "scheduler").glob("*.yaml")
-    }
+    targets = {OmegaConf.load(path)["_target_"].rpartition(".")[2] for path in (CONF / "scheduler").glob("*.yaml")}
     assert targets == {"constant", "poly", "cosine", "cosine_restarts", "one_cycle", "plateau"}
     assert all(callable(getattr(schedulers, target)) for target in targets)

@@ -27,7 +27,6 @@ class SelfContained(pl.Callback):
     Args:
         config: the run's config, plain containers only, so that loading needs no code.
         label_space: the classes.
-        inputs: where the run's data was.
     """
 
     def __init__(self, config: Mapping[str, Any], label_space: LabelSpace) -> None:
@@ -39,9 +38,12 @@ class SelfContained(pl.Callback):
             "label_space": label_space.to_dict(),
         }
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Add the content."""
-        checkpoint[KEY] = self._content
+        # A checkpoint taken while validating closes the epoch that is still being counted.
+        checkpoint[KEY] = {**self._content, "epochs": trainer.current_epoch + int(trainer.validating)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Checkpoint:
         config: the run's config.
         label_space: the classes.
         state_dict: weights of the task, on the CPU.
-        epoch: epochs finished before it was saved.
+        epochs: finished when it was saved.
         version: of cityseg, when it was saved.
     """
 
@@ -61,7 +63,7 @@ class Checkpoint:
     config: dict[str, Any]
     label_space: LabelSpace
     state_dict: dict[str, Tensor]
-    epoch: int
+    epochs: int
     version: str
 
 
@@ -72,7 +74,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: if the file is missing, damaged, needs code to load, or was not written by cityseg.
     """
     if not path.is_file():
-        there = f"; {path.parent} holds {', '.join(sorted(p.name for p in path.parent.iterdir()))}" * path.parent.is_dir()
+        there = (
+            f"; {path.parent} holds {', '.join(sorted(p.name for p in path.parent.iterdir()))}" * path.parent.is_dir()
+        )
         raise CheckpointError(f"ckpt={path}: no such file{there}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -91,13 +95,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"ckpt={path}: not written by cityseg: expected the key {KEY!r}, found {keys}")
     own = content[KEY]
     if own["format"] > FORMAT:
-        raise CheckpointError(f"ckpt={path}: written by cityseg {own['version']}, newer than this {__version__}; update")
+        raise CheckpointError(
+            f"ckpt={path}: written by cityseg {own['version']}, newer than this {__version__}; update"
+        )
     return Checkpoint(
         path,
         own["config"],
         LabelSpace.from_dict(own["label_space"]),
         content["state_dict"],
-        int(content.get("epoch", -1)) + 1,
+        int(own["epochs"]),
         str(own["version"]),
     )
 
@@ -115,7 +121,11 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
         for key in have
         if key in given and have[key].shape != given[key].shape
     ]
-    parts = {"missing": sorted(have.keys() - given.keys()), "unknown": sorted(given.keys() - have.keys()), "other shape": shapes}
+    parts = {
+        "missing": sorted(have.keys() - given.keys()),
+        "unknown": sorted(given.keys() - have.keys()),
+        "other shape": shapes,
+    }
     if any(parts.values()):
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in parts.items() if keys)
         raise CheckpointError(

@@ -34,8 +34,7 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     except CitysegError as error:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error.__cause__ or error)
-        _fail(f"{_first_lines(str(error), reason)}{nearest_key(sys.argv[1:], config_dir, config_name)}")
+        _fail(_short_message(error) + nearest_key(sys.argv[1:], config_dir, config_name))
 
 
 def _fail(message: str) -> None:
@@ -46,8 +45,22 @@ def _fail(message: str) -> None:
     sys.exit(1)
 
 
-def _first_lines(*messages: str) -> str:
-    return "\n".join(dict.fromkeys(line for message in messages for line in message.splitlines() if line.strip()))
+def _short_message(error: Exception) -> str:
+    """What Hydra says, without its search path, and with the nearest choice where a group has no such one."""
+    options = getattr(error, "options", None)
+    if options:
+        group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
+        return f"{group}={choice}: no such choice, expected one of {', '.join(options)}.{did_you_mean(choice, options)}"
+    lines = [line for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
+    noise = (
+        "full_key:",
+        "object_type=",
+        "Config search path",
+        "provider=",
+        "See https",
+        "To append to your config",
+    )
+    return "\n".join(dict.fromkeys(line for line in lines if line.strip() and not line.strip().startswith(noise)))
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:
@@ -79,4 +92,3 @@ def nearest_key(overrides: Sequence[str], config_dir: Path, config_name: str) ->
     typed = [override.partition("=")[0] for override in overrides if "=" in override and override[0] not in "+~-"]
     wrong = [key for key in typed if key not in known and not key.startswith("hydra")]
     return "".join(f"\n{key}:{hint}" for key in wrong if (hint := did_you_mean(key, known)))
-

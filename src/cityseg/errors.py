@@ -29,8 +29,10 @@ class FileProblem(DataError):
     """
 
     def __init__(self, path: object, kind: str = "", found: str = "", fix: str = "") -> None:
-        """See the class. With the path alone it is the whole message, as when a loader worker's error is raised anew."""
-        super().__init__(": ".join(str(part) for part in (path, kind, found) if part) + (f". Fix: {fix}" if fix else ""))
+        """See the class. A path alone is the whole message, as when a loader worker's error is raised anew."""
+        super().__init__(
+            ": ".join(str(part) for part in (path, kind, found) if part) + (f". Fix: {fix}" if fix else "")
+        )
         self.path, self.kind, self.found, self.fix = path, kind, found, fix
 
 

@@ -113,7 +113,11 @@ class LabelSpace:
             raise ConfigError(f"{where}: class names occur twice: {', '.join(repeated)}")
         if repeated_colors := sorted({c for c in self.colors if self.colors.count(c) > 1}):
             raise ConfigError(f"{where}: colours stand for two classes: {repeated_colors}")
-        for what, values in (("colours", self.colors), ("label ids", self.label_ids), ("categories", self.categories)):
+        for what, values in (
+            ("colours", self.colors),
+            ("label ids", self.label_ids),
+            ("categories", self.categories),
+        ):
             if (values or what == "colours") and len(values) != len(names):
                 raise ConfigError(f"{where}: found {len(values)} {what} for {len(names)} class names")
 

@@ -80,9 +80,7 @@ class SegmentationLoss(nn.Module, ABC):
 
     class_weights: Tensor
 
-    def __init__(
-        self, *, num_classes: int, ignore_index: int = VOID, class_weights: Tensor | None = None
-    ) -> None:
+    def __init__(self, *, num_classes: int, ignore_index: int = VOID, class_weights: Tensor | None = None) -> None:
         """Check and keep the class weights.
 
         Args:
@@ -101,9 +99,7 @@ class SegmentationLoss(nn.Module, ABC):
                 f"{num_classes} classes"
             )
         if not bool((weights.isfinite() & (weights >= 0)).all()):
-            raise ConfigError(
-                f"class_weights: found {weights.tolist()}, expected finite numbers of 0 or more"
-            )
+            raise ConfigError(f"class_weights: found {weights.tolist()}, expected finite numbers of 0 or more")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.register_buffer("class_weights", weights)
@@ -264,9 +260,7 @@ class DiceLoss(SegmentationLoss):
         probabilities = logits.softmax(dim=1)
         valid = (target != self.ignore_index).unsqueeze(1)
         ids = target.unsqueeze(1).where(valid, 0)
-        truth = (
-            ids == torch.arange(self.num_classes, device=ids.device).view(1, -1, 1, 1)
-        ) & valid  # (B, C, H, W)
+        truth = (ids == torch.arange(self.num_classes, device=ids.device).view(1, -1, 1, 1)) & valid  # (B, C, H, W)
         # Gathering, unlike comparing, refuses a train id that is out of range.
         intersection = (probabilities.gather(1, ids) * truth).sum(dim=(0, 2, 3))
         pixels = truth.sum(dim=(0, 2, 3))
@@ -296,9 +290,7 @@ class LovaszLoss(SegmentationLoss):
         if not present:
             return logits.sum() * 0
         if present[0] < 0 or present[-1] >= self.num_classes:
-            raise ValueError(
-                f"found train ids {present}, expected 0 to {self.num_classes - 1} or {self.ignore_index}"
-            )
+            raise ValueError(f"found train ids {present}, expected 0 to {self.num_classes - 1} or {self.ignore_index}")
         losses = torch.stack([_lovasz_extension(probabilities[c], ids == c) for c in present])
         weights = self.class_weights[present]
         return _ratio((weights * losses).sum(), weights.sum())

@@ -166,13 +166,9 @@ def scores_from_confusion(confusion: CountArray, label_space: LabelSpace) -> Sco
     }
     if label_space.categories:
         names = list(dict.fromkeys(label_space.categories))
-        member = np.array(
-            [[category == name for name in names] for category in label_space.categories], np.int64
-        )
+        member = np.array([[category == name for name in names] for category in label_space.categories], np.int64)
         category_iou = _iou(member.T @ confusion @ member)
-        scores["category_iou"] = {
-            name: _number(value) for name, value in zip(names, category_iou, strict=True)
-        }
+        scores["category_iou"] = {name: _number(value) for name, value in zip(names, category_iou, strict=True)}
         scores["category_miou"] = _mean(category_iou)
     return scores
 

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 class SchedulerFactory(Protocol):
     """What a task calls once its optimizer exists and the length of the run is known."""
 
-    def __call__(
-        self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int
-    ) -> LRSchedulerConfigType:
+    def __call__(self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> LRSchedulerConfigType:
         """Build the schedule of one optimizer; lengths are optimizer steps."""
         ...
 
@@ -180,9 +178,7 @@ def cosine_restarts(
     """
     warmup_steps = _warmup_steps(warmup_epochs, total_steps, steps_per_epoch)
     cycle_steps = cycle_epochs * steps_per_epoch
-    _require(
-        cycle_steps >= 1, "cycle_epochs", cycle_epochs, f"one step at least, {1 / steps_per_epoch:g} epochs"
-    )
+    _require(cycle_steps >= 1, "cycle_epochs", cycle_epochs, f"one step at least, {1 / steps_per_epoch:g} epochs")
     _require(multiplier >= 1, "multiplier", multiplier, "1 or more")
     _require(0 <= min_factor <= 1, "min_factor", min_factor, "a number from 0 to 1")
     factor = partial(
@@ -308,9 +304,7 @@ class WarmupReduceLROnPlateau(ReduceLROnPlateau):
             min_factor: share of the learning rate below which it is not lowered.
             options: further options of ``ReduceLROnPlateau``.
         """
-        self.peak_lrs = [
-            float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups
-        ]
+        self.peak_lrs = [float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self.warmup_epochs = warmup_epochs
         super().__init__(optimizer, mode=mode, min_lr=[lr * min_factor for lr in self.peak_lrs], **options)
         self._warm_up()

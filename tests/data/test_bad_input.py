@@ -8,7 +8,16 @@ from cityseg.data.folders import FoldersDataModule
 from cityseg.data.gtfine import GtFineDataModule
 from cityseg.data.pairs import PairsDataModule
 from cityseg.errors import DataError
-from tests.data.layouts import CLASSES, OPTIONS, composite, photo, save, write_folders, write_gtfine, write_pairs
+from tests.data.layouts import (
+    CLASSES,
+    OPTIONS,
+    composite,
+    photo,
+    save,
+    write_folders,
+    write_gtfine,
+    write_pairs,
+)
 
 PHOTO = "leftImg8bit/train/ulm/ulm_000000_000001_leftImg8bit.png"
 LABEL = "gtFine/train/ulm/ulm_000000_000001_gtFine_labelIds.png"
@@ -204,7 +213,7 @@ def test_a_file_that_breaks_later_is_named_by_the_loader(gtfine):
     data = GtFineDataModule(str(gtfine), **{**OPTIONS, "workers": 1})
     data.index(["train"])
     text_file(gtfine / PHOTO)
-    with pytest.raises(DataError, match="ulm_000000_000001_leftImg8bit.png: not a picture"):
+    with pytest.raises(DataError, match=r"ulm_000000_000001_leftImg8bit\.png: not a picture"):
         list(data.train_dataloader())
 
 

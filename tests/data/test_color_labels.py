@@ -45,9 +45,7 @@ def street():
 
 def as_jpeg(colors, quality=90):
     buffer = io.BytesIO()
-    Image.fromarray(colors).resize((200, 200), Image.Resampling.BILINEAR).save(
-        buffer, "JPEG", quality=quality
-    )
+    Image.fromarray(colors).resize((200, 200), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer))
 
 

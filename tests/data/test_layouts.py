@@ -106,7 +106,10 @@ def test_folders_palette_png_masks_are_indices(tmp_path):
     assert set(sample(FoldersDataModule(str(root), classes=CLASSES, **OPTIONS)).target.ravel()) == {2}
 
 
-@pytest.mark.parametrize(("module", "extra"), [(GtFineDataModule, {}), (PairsDataModule, {}), (FoldersDataModule, {"classes": None})])
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [(GtFineDataModule, {}), (PairsDataModule, {}), (FoldersDataModule, {"classes": None})],
+)
 def test_no_root_means_the_built_in_scenes_in_that_layout(module, extra, cache_dir):
     data = module(None, **OPTIONS, **extra, cache_dir=str(cache_dir), scenes={"train": 6, "val": 3, "size": 64})
     assert data.builtin
@@ -124,12 +127,20 @@ def test_a_crop_is_never_larger_than_the_photos(tmp_path):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (GtFineDataModule, {"labels": "ids"}, "data.labels: found 'ids', expected one of label_ids, train_ids"),
+        (
+            GtFineDataModule,
+            {"labels": "ids"},
+            "data.labels: found 'ids', expected one of label_ids, train_ids",
+        ),
         (GtFineDataModule, {"label_space": "cityscape"}, "no label space"),
         (PairsDataModule, {"labels": "colours"}, "data.labels: found 'colours'"),
         (PairsDataModule, {"label_space": "cityscapes_ids"}, "colours do not tell"),
         (FoldersDataModule, {"classes": {}}, "data.classes: found none"),
-        (GtFineDataModule, {"batch_size": 0, "workers": -1}, r"(?s)2 problems.*data.batch_size.*data.workers"),
+        (
+            GtFineDataModule,
+            {"batch_size": 0, "workers": -1},
+            r"(?s)2 problems.*data.batch_size.*data.workers",
+        ),
     ],
 )
 def test_impossible_options_are_refused_at_once(module, options, message):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cityseg.data.scenes import CITIES, SCENE_CLASSES, TRAIN_CITIES, VAL_CITIES, render_scene, scenes_root
+from cityseg.data.scenes import SCENE_CLASSES, render_scene, scenes_root
+from cityseg.data.scenes.layouts import CITIES, TRAIN_CITIES, VAL_CITIES
 from cityseg.errors import ConfigError
 from cityseg.labels import CITYSCAPES_LABELS, label_space
 
@@ -74,16 +75,12 @@ def test_gtfine_holds_photos_and_label_ids_by_city(tmp_path):
     root = scenes_root("gtfine", cache_dir=tmp_path, **SMALL)
     photos = files(root / "leftImg8bit")
     assert len(photos) == 10
-    assert files(root / "gtFine") == [
-        name.replace("_leftImg8bit.png", "_gtFine_labelIds.png") for name in photos
-    ]
+    assert files(root / "gtFine") == [name.replace("_leftImg8bit.png", "_gtFine_labelIds.png") for name in photos]
     assert {name.split("/")[1] for name in photos if name.startswith("train/")} == set(TRAIN_CITIES)
     assert {name.split("/")[1] for name in photos if name.startswith("val/")} == set(VAL_CITIES)
     city = TRAIN_CITIES[0]
     mode, photo = read(root / "leftImg8bit" / "train" / city / f"{city}_000000_000000_leftImg8bit.png")
-    label_mode, label_ids = read(
-        root / "gtFine" / "train" / city / f"{city}_000000_000000_gtFine_labelIds.png"
-    )
+    label_mode, label_ids = read(root / "gtFine" / "train" / city / f"{city}_000000_000000_gtFine_labelIds.png")
     expected_photo, expected_label_ids = render_scene(0, 0, size=64)
     assert (mode, label_mode) == ("RGB", "L")
     np.testing.assert_array_equal(photo, expected_photo)
@@ -117,9 +114,7 @@ def test_folders_hold_train_ids_in_the_order_of_the_classes(tmp_path):
     _, label_ids = render_scene(0, 0, size=64)
     for train_id, name in enumerate(SCENE_CLASSES):
         np.testing.assert_array_equal(mask == train_id, label_ids == LABELS[name].id)
-    np.testing.assert_array_equal(
-        mask == 255, [[CITYSCAPES_LABELS[i].ignored for i in row] for row in label_ids]
-    )
+    np.testing.assert_array_equal(mask == 255, [[CITYSCAPES_LABELS[i].ignored for i in row] for row in label_ids])
 
 
 def test_a_second_call_writes_nothing(tmp_path, caplog):
@@ -149,7 +144,7 @@ def test_a_set_that_was_not_finished_is_not_used(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("cityseg.data.scenes.render_scene", fail)
+        patched.setattr("cityseg.data.scenes.layouts.render_scene", fail)
         with pytest.raises(KeyboardInterrupt):
             scenes_root("folders", cache_dir=tmp_path, train=2, val=1, size=64)
     assert list(tmp_path.iterdir()) == []

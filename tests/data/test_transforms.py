@@ -71,7 +71,9 @@ def test_crops_full_of_one_class_are_drawn_again():
 
 def test_the_same_generator_gives_the_same_crop_also_through_pixel_transforms(sample):
     augment = Augment(
-        scale=(0.5, 2.0), flip=0.5, pixel={"noise": strict_pixel_transform("GaussNoise", std_range=[0.1, 0.2], p=1.0)}
+        scale=(0.5, 2.0),
+        flip=0.5,
+        pixel={"noise": strict_pixel_transform("GaussNoise", std_range=[0.1, 0.2], p=1.0)},
     )
     first, again, other = (augment(sample, (24, 32), rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.photo, again.photo)
@@ -103,7 +105,8 @@ def test_a_transform_that_moves_pixels_is_refused(sample):
 
 
 @pytest.mark.parametrize(
-    ("options", "key"), [({"scale": (2.0, 0.5)}, "scale"), ({"flip": 1.5}, "flip"), ({"cat_max_ratio": -1}, "cat_max")]
+    ("options", "key"),
+    [({"scale": (2.0, 0.5)}, "scale"), ({"flip": 1.5}, "flip"), ({"cat_max_ratio": -1}, "cat_max")],
 )
 def test_impossible_options_are_refused(options, key):
     with pytest.raises(ConfigError, match=f"augment.{key}"):

@@ -230,10 +230,7 @@ def test_an_encoder_without_published_weights_says_so():
 
 
 def test_a_local_file_of_the_librarys_encoder_is_loaded(tmp_path):
-    weights = {
-        key: torch.randn_like(v) if v.is_floating_point() else v
-        for key, v in encoder_state("resnet18").items()
-    }
+    weights = {key: torch.randn_like(v) if v.is_floating_point() else v for key, v in encoder_state("resnet18").items()}
     file = tmp_path / "weights.pt"
     torch.save({"state_dict": {**weights, "fc.weight": torch.zeros(9, 512), "fc.bias": torch.zeros(9)}}, file)
     loaded = small(pretrained=file).body.encoder.state_dict()
@@ -291,8 +288,7 @@ def test_a_file_that_is_not_weights_is_refused_and_nothing_is_executed(content, 
 def encoder_state(encoder):
     encoder_weights = small(encoder=encoder).body.encoder.state_dict()
     return {
-        key: value.contiguous().clone(memory_format=torch.contiguous_format)
-        for key, value in encoder_weights.items()
+        key: value.contiguous().clone(memory_format=torch.contiguous_format) for key, value in encoder_weights.items()
     }
 
 

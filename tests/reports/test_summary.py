@@ -70,9 +70,7 @@ def test_paths_are_whole_and_plain_output_fits_100_columns():
     text = printed(METRICS, paths)
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "\x1b" not in text
-    assert str(paths["report"]) in "".join(
-        line.strip().removeprefix("report  ") for line in text.splitlines()
-    )
+    assert str(paths["report"]) in "".join(line.strip().removeprefix("report  ") for line in text.splitlines())
     assert row(text, "log").split() == ["log", "train.log"]
 
 

@@ -93,7 +93,9 @@ def epoch_line(epoch: int, epochs: int | None, figures: Mapping[str, Any]) -> st
     'epoch 1/20  train loss 1.500  val loss 1.250  val mIoU 50.0'
     """
     parts = [f"epoch {epoch + 1}/{epochs or '?'}"]
-    parts += [f"{key.replace('/', ' ')} {float(figures[key]):.3f}" for key in ("train/loss", "val/loss") if key in figures]
+    parts += [
+        f"{key.replace('/', ' ')} {float(figures[key]):.3f}" for key in ("train/loss", "val/loss") if key in figures
+    ]
     if "val/miou" in figures:
         parts.append(f"val mIoU {100 * float(figures['val/miou']):.1f}")
     return "  ".join(parts)

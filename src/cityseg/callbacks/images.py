@@ -70,7 +70,9 @@ class Images(pl.Callback):
         return not trainer.sanity_checking and (epoch % self._every == 0 or epoch == trainer.max_epochs)
 
 
-def batch_panels(batch: Batch, predictions: Tensor, task: Task, chosen: frozenset[int]) -> Iterator[tuple[int, ByteArray]]:
+def batch_panels(
+    batch: Batch, predictions: Tensor, task: Task, chosen: frozenset[int]
+) -> Iterator[tuple[int, ByteArray]]:
     """Panels ``(h, w, 3)`` uint8 of the chosen samples in a batch, each with its index in the split."""
     for position, index in enumerate(batch["index"].tolist()):
         if index in chosen:

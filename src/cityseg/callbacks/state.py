@@ -52,11 +52,13 @@ class LastCheckpoint(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         fresh = self.path.with_suffix(".ckpt.new")
-        trainer.save_checkpoint(fresh)
+        trainer.save_checkpoint(fresh, weights_only=False)
         if trainer.is_global_zero:
             # The trainer reports some failed writes only as warnings.
             if not fresh.is_file():
-                raise CheckpointError(f"{self.path} could not be written. Fix: check the folder's permissions and space")
+                raise CheckpointError(
+                    f"{self.path} could not be written. Fix: check the folder's permissions and space"
+                )
             os.replace(fresh, self.path)
 
 

@@ -13,7 +13,14 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from cityseg.data.loading import Batch, SameSizeBatches, TrainBatches, TrainDataset, WholeDataset, quiet_worker
+from cityseg.data.loading import (
+    Batch,
+    SameSizeBatches,
+    TrainBatches,
+    TrainDataset,
+    WholeDataset,
+    quiet_worker,
+)
 from cityseg.data.samples import Reader, Samples, check
 from cityseg.data.scenes import scenes_root
 from cityseg.data.transforms import Augment
@@ -32,8 +39,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         root: folder of the data set; None for the built-in scenes, written in this layout.
         label_space: the classes.
         augment: draws the training crops.
-        crop: height and width (or one number for both) of training crops, in pixels. A side longer than every photo is
-            cut to the longest photo, so that no crop is mostly padding.
+        crop: height and width (or one number for both) of training crops, in pixels; a side longer than every photo is
+            cut to the longest, so that no crop is mostly padding. ``auto`` is 512, or three quarters of smaller photos.
         batch_size: training crops a step, on each device.
         eval_batch_size: whole images a step in validation and test, where their sizes are equal.
         workers: loader processes, or ``auto``.
@@ -53,7 +60,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         label_space: LabelSpace,
         *,
         augment: Augment,
-        crop: int | Sequence[int],
+        crop: int | Sequence[int] | Literal["auto"],
         batch_size: int,
         eval_batch_size: int,
         workers: int | Literal["auto"] = "auto",
@@ -70,7 +77,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._root = root
         self._scenes = dict(scenes or {})
         self._augment = augment
-        self._crop = (crop, crop) if isinstance(crop, int) else (int(crop[0]), int(crop[1]))
+        self._crop = crop
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._workers = automatic_workers() if workers == "auto" else workers
         self._verify = verify
@@ -81,9 +88,12 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _check_options(self) -> None:
         problems = Problems("the data config")
         numbers = {"batch_size": self._batch_size, "eval_batch_size": self._eval_batch_size}
-        for name, value in {**numbers, "crop": min(self._crop)}.items():
+        for name, value in numbers.items():
             if not isinstance(value, int) or value < 1:
                 problems.add(f"data.{name}: found {value!r}, expected a whole number of at least 1")
+        sides = [self._crop] if isinstance(self._crop, int) else self._crop
+        if self._crop != "auto" and not (len(sides) in (1, 2) and all(isinstance(n, int) and n > 0 for n in sides)):
+            problems.add(f"data.crop: found {self._crop!r}, expected 'auto', one number or [height, width]")
         if not isinstance(self._workers, int) or self._workers < 0:
             problems.add(f"data.workers: found {self._workers!r}, expected 'auto' or a whole number from 0")
         if self._verify not in ("quick", "full"):
@@ -154,8 +164,11 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def crop_size(self) -> tuple[int, int]:
         """Height and width of training crops, in pixels."""
-        longest = self.samples("train").sizes.max(axis=0)
-        return min(self._crop[0], int(longest[0])), min(self._crop[1], int(longest[1]))
+        height, width = (int(side) for side in self.samples("train").sizes.max(axis=0))
+        if self._crop == "auto":
+            return _auto_side(height), _auto_side(width)
+        wanted = (self._crop, self._crop) if isinstance(self._crop, int) else self._crop
+        return min(int(wanted[0]), height), min(int(wanted[1]), width)
 
     def setup(self, stage: str) -> None:
         """Check the files that a stage needs; called by the trainer."""
@@ -193,6 +206,11 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _processes(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+def _auto_side(photo: int) -> int:
+    """Side of an automatic crop: a multiple of 32, which every network takes without padding."""
+    return max(min(512, photo * 3 // 4 // 32 * 32), min(photo, 32))
 
 
 def default_cache_dir() -> Path:

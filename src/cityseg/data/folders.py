@@ -115,7 +115,8 @@ def _pictures(folder: Path, endings: frozenset[str]) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        (path for path in folder.iterdir() if path.suffix.lower() in endings), key=lambda path: numeric_key(path.name)
+        (path for path in folder.iterdir() if path.suffix.lower() in endings),
+        key=lambda path: numeric_key(path.name),
     )
 
 

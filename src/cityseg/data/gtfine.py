@@ -1,4 +1,4 @@
-"""The Cityscapes layout: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``."""
+"""The Cityscapes folders: ``leftImg8bit/SPLIT/CITY/*.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``."""
 
 from __future__ import annotations
 
@@ -90,7 +90,12 @@ class GtFineDataModule(SegmentationDataModule):
     splits = ("train", "val", "test")
 
     def __init__(
-        self, root: str | None, *, label_space: str = "cityscapes19", labels: LabelFiles = "label_ids", **options: Any
+        self,
+        root: str | None,
+        *,
+        label_space: str = "cityscapes19",
+        labels: LabelFiles = "label_ids",
+        **options: Any,
     ) -> None:
         """See the class."""
         if labels not in SUFFIX:

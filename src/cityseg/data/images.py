@@ -48,7 +48,12 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as handle:
             handle.seek(-min(length, path.stat().st_size), 2)
             if marker not in handle.read():
-                raise FileProblem(path, "truncated or damaged picture", f"the end marker of a {kind} file is missing", _REPLACE)
+                raise FileProblem(
+                    path,
+                    "truncated or damaged picture",
+                    f"the end marker of a {kind} file is missing",
+                    _REPLACE,
+                )
     return Header(height, width, mode)
 
 

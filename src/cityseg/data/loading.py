@@ -32,7 +32,7 @@ class Key(NamedTuple):
     """Which sample, as seen in which epoch. Samplers hand out keys, so that workers need no state of their own."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 @dataclass

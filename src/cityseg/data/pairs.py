@@ -89,7 +89,9 @@ class PairsDataModule(SegmentationDataModule):
         if labels != "palette":
             raise ConfigError(f"data.labels: found {labels!r}, expected 'palette'")
         if label_space == "cityscapes_ids":
-            raise ConfigError("data.label_space=cityscapes_ids: colours do not tell all label ids apart; use data=gtfine")
+            raise ConfigError(
+                "data.label_space=cityscapes_ids: colours do not tell all label ids apart; use data=gtfine"
+            )
         space = named_label_space(label_space)
         super().__init__(root, space, **options)
         self._decode = PaletteDecoder(space, max_distance)

@@ -95,9 +95,7 @@ class Augment:
     def _choose(self, target: ByteArray, crop: tuple[int, int], scale: float, rng: np.random.Generator) -> Window:
         height, width = max(round(crop[0] / scale), 1), max(round(crop[1] / scale), 1)
         for _ in range(CROP_TRIES):
-            window = Window(
-                _offset(target.shape[0], height, rng), _offset(target.shape[1], width, rng), height, width
-            )
+            window = Window(_offset(target.shape[0], height, rng), _offset(target.shape[1], width, rng), height, width)
             if self.cat_max_ratio >= 1:
                 break
             # Every fourth row and column tells a class's share well enough.
@@ -177,9 +175,7 @@ def place(
     height = min(max(round(part.shape[0] * scale), 1), crop[0] - top)
     width = min(max(round(part.shape[1] * scale), 1), crop[1] - left)
     if part.size and height > 0 and width > 0:
-        result[top : top + height, left : left + width] = cv2.resize(
-            part, (width, height), interpolation=interpolation
-        )
+        result[top : top + height, left : left + width] = cv2.resize(part, (width, height), interpolation=interpolation)
     return result
 
 

@@ -167,9 +167,7 @@ def _check(
     elif pretrained is True and _weights_name(encoder) is None:
         problems.add(f"encoder {encoder!r} has no published weights", fix="model.pretrained=false")
     if encoder_options and not encoder.startswith("tu-"):
-        problems.add(
-            f"encoder_options {sorted(encoder_options)} are for timm encoders only", fix="encoder=tu-..."
-        )
+        problems.add(f"encoder_options {sorted(encoder_options)} are for timm encoders only", fix="encoder=tu-...")
     if isinstance(pretrained, str | Path) and not Path(pretrained).is_file():
         found = f"model.pretrained={pretrained}"
         problems.add("no file with the encoder's weights", found, fix="true, false or an existing file")
@@ -221,9 +219,7 @@ def _normalisation(encoder: str) -> tuple[Triple, Triple]:
     if encoder.startswith("tu-"):
         config = timm.models.get_pretrained_cfg(encoder[3:])
         return _IMAGENET if config is None else (config.mean, config.std)
-    if encoder in ("inceptionv4", "inceptionresnetv2", "xception") or encoder.startswith(
-        "timm-tf_efficientnet_lite"
-    ):
+    if encoder in ("inceptionv4", "inceptionresnetv2", "xception") or encoder.startswith("timm-tf_efficientnet_lite"):
         return _HALVES
     return _DPN if encoder.startswith("dpn") else _IMAGENET
 
@@ -292,12 +288,8 @@ def _fit_sizes(
     if architecture == "dpt":  # the decoder's scales are 1/4, 1/8, ... whatever the encoder's patch
         stride = math.lcm(stride, 2 ** (len(body.encoder.out_channels) + 1))  # type: ignore[union-attr, arg-type]
     # PAN halves the encoder's last map three times
-    rules: list[dict[str, Any]] = [
-        {"divisor": stride, "min_size": stride * 8 if architecture == "pan" else _MIN_SIZE}
-    ]
-    if (
-        stride < _MIN_SIZE
-    ):  # HRNet needs multiples of its whole stride even where only its first maps are used
+    rules: list[dict[str, Any]] = [{"divisor": stride, "min_size": stride * 8 if architecture == "pan" else _MIN_SIZE}]
+    if stride < _MIN_SIZE:  # HRNet needs multiples of its whole stride even where only its first maps are used
         rules.append({"divisor": math.lcm(stride, _MIN_SIZE)})
     if isinstance(native, int):
         rules += [{"divisor": math.lcm(stride, native)}, {"fixed_size": (native, native)}]
@@ -338,9 +330,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(
-            f"model.pretrained={path}: found {type(content).__name__}, expected tensors by name"
-        )
+        raise ConfigError(f"model.pretrained={path}: found {type(content).__name__}, expected tensors by name")
     return content
 
 

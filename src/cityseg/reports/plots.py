@@ -173,9 +173,7 @@ def _points(history: History, key: str) -> list[tuple[float, float]]:
     return points
 
 
-def _draw_lines(
-    axis: Axes, title: str, series: Mapping[str, Sequence[tuple[float, float]]], factor: float
-) -> None:
+def _draw_lines(axis: Axes, title: str, series: Mapping[str, Sequence[tuple[float, float]]], factor: float) -> None:
     """Draw some columns of the history into one chart; the best mIoU gets a mark."""
     for color, (key, points) in zip(cycle(_LINE_COLORS), series.items(), strict=False):
         epochs, values = np.array(points).T

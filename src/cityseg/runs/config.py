@@ -144,7 +144,9 @@ def resume_config(saved: Mapping[str, Any], typed: Sequence[str], run_dir: str) 
         try:
             OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"]).value)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{override}: no such key in the resumed run.{did_you_mean(key, dotted_keys(config))}") from error
+            raise ConfigError(
+                f"{override}: no such key in the resumed run.{did_you_mean(key, dotted_keys(config))}"
+            ) from error
     return config
 
 

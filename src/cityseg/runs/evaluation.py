@@ -55,7 +55,7 @@ def evaluate(config: DictConfig, run_dir: Path) -> float | None:
     figures = score(task, data, config.split, build_trainer(run, [pictures], enable_progress_bar=False))
     figures |= {
         "checkpoint": str(checkpoint.path.absolute()),
-        "trained_epochs": checkpoint.epoch,
+        "trained_epochs": checkpoint.epochs,
         "seconds": round(time.perf_counter() - started, 1),
     }
     write_json(run_dir / "metrics.json", figures)
@@ -101,8 +101,8 @@ def _check_label_space(checkpoint: Checkpoint, data: SegmentationDataModule) -> 
     own, given = checkpoint.label_space, data.label_space
     if own.class_names != given.class_names:
         raise CheckpointError(
-            f"ckpt={checkpoint.path} was trained on {_names(own)}, the data has {_names(given)}. Fix: give data with the "
-            "checkpoint's classes"
+            f"ckpt={checkpoint.path} was trained on {_names(own)}, the data has "
+            f"{_names(given)}. Fix: give data with the checkpoint's classes"
         )
 
 

@@ -11,7 +11,7 @@ def dotted_keys(config: Any, prefix: str = "") -> list[str]:
     """Every key of a config, as it is typed."""
     keys: list[str] = []
     if isinstance(config, DictConfig):
-        for key in config:
+        for key in map(str, config):
             name = f"{prefix}{key}"
             keys.append(name)
             if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):

@@ -57,7 +57,9 @@ def class_weights(config: DictConfig, data: SegmentationDataModule) -> Tensor | 
         return None
     if isinstance(wanted, ListConfig):
         if len(wanted) != len(names):
-            raise ConfigError(f"loss.class_weights: found {len(wanted)} numbers, expected {len(names)}: {', '.join(names)}")
+            raise ConfigError(
+                f"loss.class_weights: found {len(wanted)} numbers, expected {len(names)}: {', '.join(names)}"
+            )
         return torch.tensor([float(value) for value in wanted])
     return class_weights_from_counts(class_pixel_counts(data), str(wanted))
 

@@ -86,7 +86,7 @@ def _saved_config(last: Path, typed: list[str], run_dir: Path) -> DictConfig:
         )
     checkpoint = load_checkpoint(last)
     check_trusted(checkpoint.config)
-    log.info("resuming %s after %d epochs", run_dir, checkpoint.epoch)
+    log.info("resuming %s after %d epochs", run_dir, checkpoint.epochs)
     return resume_config(checkpoint.config, typed, str(run_dir))
 
 
@@ -138,7 +138,7 @@ def _finish(
     figures = score(task, data, "val", scorer)
     figures |= {
         "epochs": trainer.current_epoch,
-        "best_epoch": best.epoch,
+        "best_epoch": best.epochs,
         "pretrained": config.model.get("pretrained", False),
         "seed": config.seed,
     }

@@ -40,8 +40,10 @@ class Task(pl.LightningModule):
         self.label_space = label_space
         self.scores: Scores | None = None
         self._metrics = nn.ModuleDict(
-            {stage: SegmentationMetrics(label_space.num_classes, ignore_index=label_space.ignore_index)
-                for stage in ("val_", "test_")}
+            {
+                stage: SegmentationMetrics(label_space.num_classes, ignore_index=label_space.ignore_index)
+                for stage in ("val_", "test_")
+            }
         )
 
     def forward(self, photo: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ class Task(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predicted train ids ``(B, H, W)`` uint8."""
-        return cast(Tensor, self(batch["photo"]).argmax(dim=1).to(torch.uint8))
+        return cast(Tensor, self(batch["photo"])).argmax(dim=1).to(torch.uint8)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the epoch."""
@@ -72,7 +74,7 @@ class Task(pl.LightningModule):
         return cast(SegmentationMetrics, self._metrics[f"{stage}_"])
 
     def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
-        logits = self(batch["photo"])
+        logits: Tensor = self(batch["photo"])
         target = batch.get("target")
         if target is not None:
             if logits.shape[-2:] != target.shape[-2:]:

@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 
-from cityseg.data import scene_objects as things
-from cityseg.data import scene_traffic as traffic
-from cityseg.data.scene_backdrop import Block, Street, paint_ground, paint_hood, paint_sky
-from cityseg.data.scene_objects import Pose
-from cityseg.data.scene_painter import RGB, Camera, Canvas, Light, mix, scaled
+from cityseg.data.scenes import objects as things
+from cityseg.data.scenes import traffic
+from cityseg.data.scenes.backdrop import Block, Street, paint_ground, paint_hood, paint_sky
+from cityseg.data.scenes.objects import Pose
+from cityseg.data.scenes.painter import RGB, Camera, Canvas, Light, mix, scaled
 
 TOWN = 110.0  # metres: where the street ends in sight
 WEATHERS = ("day", "overcast", "dusk")
@@ -189,9 +189,7 @@ class Scene:
 
     def _in_opening(self, x: float, z: float) -> bool:
         beyond = abs(x) > self.street.road
-        return beyond and any(
-            x * side > 0 and near - 0.5 < z < far + 0.5 for side, near, far in self.street.openings
-        )
+        return beyond and any(x * side > 0 and near - 0.5 < z < far + 0.5 for side, near, far in self.street.openings)
 
     def add(self, depth: float, painter: Callable[[Canvas], None]) -> None:
         """Keep a thing for painting; depth in metres decides the order."""
@@ -215,9 +213,7 @@ def _add_houses(scene: Scene, city: City) -> None:
         front = house.side * (street.front + float(rng.uniform(0, 0.6)))
         gap, free = house.near - previous[house.side], house.near > previous[house.side]
         ends, look = (house.near, house.far), city.facade
-        scene.add(
-            house.near, partial(things.paint_building, x=front, ends=ends, look=look, free=free, rng=rng)
-        )
+        scene.add(house.near, partial(things.paint_building, x=front, ends=ends, look=look, free=free, rng=rng))
         if 2.0 < gap < 6.0 and previous[house.side]:
             x, z = front + house.side * 3.0, house.near - gap / 2
             height = float(rng.uniform(6, 9))
@@ -229,9 +225,7 @@ def _add_traffic(scene: Scene, city: City) -> None:
     rng, road = scene.rng, scene.street.road
     lane = (road - 2.0) / 2
 
-    def vehicle(
-        body: traffic.Vehicle, x: float, heading: float, ahead: tuple[float, float], color: RGB
-    ) -> None:
+    def vehicle(body: traffic.Vehicle, x: float, heading: float, ahead: tuple[float, float], color: RGB) -> None:
         length = body.profile[-1][0] - body.profile[0][0]
         if spot := scene.room((x - 0.25, x + 0.25), ahead, (2 * body.half_width, length + 0.6)):
             pose = Pose(*spot, heading + float(rng.normal(0, 0.025)), float(rng.uniform(0.96, 1.06)))

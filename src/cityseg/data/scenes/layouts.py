@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from cityseg.data.scene_backdrop import develop
-from cityseg.data.scene_composer import compose
+from cityseg.data.scenes.backdrop import develop
+from cityseg.data.scenes.composer import compose
 from cityseg.errors import ConfigError
 from cityseg.labels import CITYSCAPES_LABELS, VOID, ByteArray, label_space
 
@@ -47,6 +49,7 @@ TRAIN_CITIES = ("aldermoor", "brunnstadt", "castellan", "dorneval", "eastmarch")
 VAL_CITIES = ("fennwick", "grauhafen")
 CITIES = (*TRAIN_CITIES, *VAL_CITIES)
 SUPERSAMPLING = 2
+SCENES_PER_PROCESS = 40  # fewer are not worth the start of a process
 MIN_SIZE = 32  # pixels: below, people would be smaller than one
 
 
@@ -88,9 +91,7 @@ def scenes_root(
         ConfigError: if there is no such layout, or a count or the size is too small.
     """
     if layout not in _WRITERS:
-        raise ConfigError(
-            f"no layout {layout!r} for the built-in scenes: expected one of {', '.join(_WRITERS)}"
-        )
+        raise ConfigError(f"no layout {layout!r} for the built-in scenes: expected one of {', '.join(_WRITERS)}")
     if min(train, val) < 0 or size < MIN_SIZE or seed < 0:
         raise ConfigError(
             f"built-in scenes: found train={train}, val={val}, size={size}, seed={seed}; "
@@ -103,7 +104,7 @@ def scenes_root(
     log.info("Drawing %d + %d street scenes (%d px, %s layout) into %s", train, val, size, layout, root)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=cache_dir))
     try:
-        _write_all(_WRITERS[layout], unfinished, {"train": train, "val": val}, size, seed)
+        _write_all(layout, unfinished, {"train": train, "val": val}, size, seed)
         unfinished.chmod(0o755)  # mkdtemp makes folders that only their owner may read
         try:
             unfinished.rename(root)
@@ -136,14 +137,27 @@ def _frames(split: str, count: int) -> list[_Frame]:
     return frames
 
 
-def _write_all(writer: _Writer, root: Path, counts: dict[str, int], size: int, seed: int) -> None:
-    def draw_and_write(frame: _Frame) -> None:
-        photo, label_ids = render_scene(seed, frame.scene, size)
-        writer(root, frame, photo, label_ids)
+def _write_all(layout: Layout, root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    parts = max(1, min(os.cpu_count() or 1, sum(counts.values()) // SCENES_PER_PROCESS))
+    if parts == 1:
+        write_part(layout, root, counts, size, seed, part=0, parts=1)
+        return
+    # Processes of their own: drawing is Python work, and a pool would need a main guard in the caller's script.
+    job = {"layout": layout, "root": str(root), "counts": counts, "size": size, "seed": seed, "parts": parts}
+    command = [sys.executable, "-m", "cityseg.data.scenes"]
+    painters = [subprocess.Popen([*command, json.dumps({**job, "part": part})]) for part in range(parts)]
+    if failed := [painter.args for painter in painters if painter.wait()]:
+        raise RuntimeError(f"{len(failed)} of {parts} processes that draw the built-in scenes failed: {failed[0]}")
 
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        for split, count in counts.items():
-            list(pool.map(draw_and_write, _frames(split, count)))
+
+def write_part(
+    layout: Layout, root: Path, counts: dict[str, int], size: int, seed: int, *, part: int, parts: int
+) -> None:
+    """Draw and write every `parts`-th scene of each split, from the `part`-th on."""
+    for split, count in counts.items():
+        for frame in _frames(split, count)[part::parts]:
+            photo, label_ids = render_scene(seed, frame.scene, size)
+            _WRITERS[layout](root, frame, photo, label_ids)
 
 
 def _write_image(path: Path, image: ByteArray) -> None:

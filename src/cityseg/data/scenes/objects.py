@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cityseg.data.scene_painter import RGB, Canvas, Floats, Light, Point, mix, scaled, smooth_noise
+from cityseg.data.scenes.painter import RGB, Canvas, Floats, Light, Point, mix, scaled, smooth_noise
 
 BLACK: RGB = (26, 26, 28)
 GLASS: RGB = (58, 70, 82)
@@ -84,9 +84,7 @@ class Facade:
     ribbons: float
 
 
-def _window(
-    image: Floats, box: tuple[int, int, int, int], frame: RGB, light: Light, rng: np.random.Generator
-) -> None:
+def _window(image: Floats, box: tuple[int, int, int, int], frame: RGB, light: Light, rng: np.random.Generator) -> None:
     left, top, right, bottom = box
     lit = rng.random() < light.lit
     glass = scaled(GLASS, float(rng.uniform(0.6, 1.5)))
@@ -103,9 +101,7 @@ def _window(
     cv2.line(image, (left - 1, bottom + 2), (right + 1, bottom + 2), scaled(frame, 0.6), 1)
 
 
-def _ground_floor(
-    image: Floats, per_metre: float, shop: bool, light: Light, rng: np.random.Generator
-) -> None:
+def _ground_floor(image: Floats, per_metre: float, shop: bool, light: Light, rng: np.random.Generator) -> None:
     height, width = image.shape[:2]
     top, bay = height - round(3.2 * per_metre), round(float(rng.uniform(2.4, 3.4)) * per_metre)
     trim = pick(rng, CLOTHES, 20)
@@ -149,9 +145,7 @@ def _facade_image(
     while bottom > 2.0 * per_metre:
         top = bottom - round(float(1.7 if ribbon else 1.9) * per_metre)
         if not ribbon and rng.random() < 0.25:  # a balcony's or sill's band
-            cv2.rectangle(
-                image, (0, bottom + 3), (width, bottom + 3 + round(0.25 * per_metre)), scaled(wall, 0.72), -1
-            )
+            cv2.rectangle(image, (0, bottom + 3), (width, bottom + 3 + round(0.25 * per_metre)), scaled(wall, 0.72), -1)
         for left in np.arange(bay * (1 - share), width - bay * share, bay):
             _window(image, (round(left), top, round(left + bay * share), bottom), frame, light, rng)
         bottom -= round(3.2 * per_metre)
@@ -201,9 +195,7 @@ def paint_building(
 # ----------------------------------------------------------------------------------------------- greenery
 
 
-def paint_tree(
-    canvas: Canvas, at: tuple[float, float], height: float, leaf: RGB, rng: np.random.Generator
-) -> None:
+def paint_tree(canvas: Canvas, at: tuple[float, float], height: float, leaf: RGB, rng: np.random.Generator) -> None:
     """A tree at ``(x, z)``: a trunk and a crown of leaf clusters, dark inside, bright towards the sun."""
     x, z = at
     radius = height * float(rng.uniform(0.26, 0.36))
@@ -226,9 +218,7 @@ def paint_tree(
         canvas.leaves((x, middle, z), offsets, radii, np.float32(leaf) * shades, "vegetation")
 
 
-def paint_hedge(
-    canvas: Canvas, x: float, ends: tuple[float, float], leaf: RGB, rng: np.random.Generator
-) -> None:
+def paint_hedge(canvas: Canvas, x: float, ends: tuple[float, float], leaf: RGB, rng: np.random.Generator) -> None:
     """A clipped hedge along the street, from the near to the far one of its ends."""
     near, far = ends
     height, side = float(rng.uniform(0.9, 1.5)), math.copysign(1.0, x)
@@ -254,9 +244,7 @@ def paint_lamp_post(canvas: Canvas, x: float, z: float, rng: np.random.Generator
     height = float(rng.uniform(5.0, 7.0))
     canvas.tube((x, 0, z), (x, height, z), (0.16, 0.12), steel, "pole", round_=False)
     canvas.tube((x, height, z), (x + reach, height + 0.3, z), (0.1, 0.09), steel, "pole")
-    lamp = [
-        (x + reach * s, height + up, z) for s, up in ((0.75, 0.4), (1.2, 0.45), (1.25, 0.15), (0.75, 0.12))
-    ]
+    lamp = [(x + reach * s, height + up, z) for s, up in ((0.75, 0.4), (1.2, 0.45), (1.25, 0.15), (0.75, 0.12))]
     lit = canvas.light.lit > 0.3
     canvas.polygon(lamp, (255, 232, 180) if lit else (206, 208, 206), "pole", glow=lit)
 
@@ -275,9 +263,7 @@ def paint_traffic_light(canvas: Canvas, x: float, z: float, rng: np.random.Gener
     for column, middle in heads:
         width, height = 0.36, 0.84
         box = [(-width, -height), (width, -height), (width, height), (-width, height)]
-        canvas.polygon(
-            [(column + a * 1.18, middle + b * 1.1, z) for a, b in box], (206, 202, 190), "traffic light"
-        )
+        canvas.polygon([(column + a * 1.18, middle + b * 1.1, z) for a, b in box], (206, 202, 190), "traffic light")
         canvas.polygon([(column + a, middle + b, z) for a, b in box], (34, 36, 38), "traffic light")
         for lamp, color in enumerate(((255, 40, 30), (255, 190, 40), (50, 240, 130))):
             at = (column, middle + 0.54 - 0.54 * lamp, z)
@@ -293,10 +279,7 @@ def paint_sign(canvas: Canvas, x: float, z: float, rng: np.random.Generator) -> 
 
     def plate(corners: int, size: float, color: RGB, turn: float, stretch: float = 1.0) -> None:
         turns = turn + np.arange(corners) * 2 * math.pi / corners
-        ring = [
-            (x + stretch * size * radius * math.cos(t), height + size * radius * math.sin(t), z)
-            for t in turns
-        ]
+        ring = [(x + stretch * size * radius * math.cos(t), height + size * radius * math.sin(t), z) for t in turns]
         canvas.polygon(ring, scaled(color, 1.1), "traffic sign")
 
     def bar(width: float, tall: float, color: RGB, up: float = 0.0) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cityseg.data.scene_painter import LABEL_IDS, RGB, Canvas, Floats, smooth_noise
+from cityseg.data.scenes.painter import LABEL_IDS, RGB, Canvas, Floats, smooth_noise
 from cityseg.labels import ByteArray
 
 Mask = npt.NDArray[np.bool_]
@@ -65,9 +65,7 @@ def paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     row = np.arange(size, dtype=np.float32)[:, None]
     across = np.arange(size, dtype=np.float32)[None, :] - np.float32(column + light.sun * 0.4 * size)
     height = np.clip(1 - row / np.float32(horizon), 0, 1)[..., None] ** np.float32(0.8)
-    glow = np.exp(-(across**2 + (row - np.float32(0.5 * horizon)) ** 2) / np.float32(0.5 * size) ** 2)[
-        ..., None
-    ]
+    glow = np.exp(-(across**2 + (row - np.float32(0.5 * horizon)) ** 2) / np.float32(0.5 * size) ** 2)[..., None]
     low, high = np.float32(light.horizon), np.float32(light.zenith)
     sky = low + (high - low) * height
     sky = sky + np.float32(0.25) * glow * (255 - sky)
@@ -129,9 +127,7 @@ def paint_ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> No
 
     # A pixel is one of four materials times a tone; the colours are put together only at the end.
     paving, asphalt, kerb, mark = range(4)
-    materials = np.float32(
-        [street.paving, street.asphalt, np.float32(street.paving) * 0.55 + 95, street.marks]
-    )
+    materials = np.float32([street.paving, street.asphalt, np.float32(street.paving) * 0.55 + 95, street.marks])
     material = np.where(on_road, asphalt, paving).astype(np.uint8)
     material[~on_road & (side < street.road + 0.22)] = kerb
     marked = _marked(street, x, z, on_road)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cityseg.data.scene_objects import BLACK, CLOTHES, GLASS, Pose, pick
-from cityseg.data.scene_painter import RGB, Canvas, Point, mix, scaled
+from cityseg.data.scenes.objects import BLACK, CLOTHES, GLASS, Pose, pick
+from cityseg.data.scenes.painter import RGB, Canvas, Point, mix, scaled
 
 SKIN: tuple[RGB, ...] = ((238, 196, 164), (208, 152, 116), (150, 98, 68), (98, 64, 46))
 JERSEYS: tuple[RGB, ...] = ((232, 224, 48), (248, 122, 30), (132, 222, 64))
@@ -91,10 +91,7 @@ def _paint_side(canvas: Canvas, body: Vehicle, pose: Pose, side: float, color: R
     canvas.polygon(outline, scaled(color, sunny), body.name)
     low, high = body.profile[0][1], body.belt if body.name == "car" else 1.1
     rear, front, top = body.profile[0][0], body.profile[-1][0], low + (high - low) * 0.3
-    sill = [
-        pose.at(f, up, side * body.half_width)
-        for f, up in ((rear, low), (front, low), (front, top), (rear, top))
-    ]
+    sill = [pose.at(f, up, side * body.half_width) for f, up in ((rear, low), (front, low), (front, top), (rear, top))]
     canvas.polygon(sill, scaled(color, sunny * 0.72), None)
     for window in body.windows:
         pane = [pose.at(forward, up, side * body.half_at(up) * 1.002) for forward, up in window]
@@ -131,9 +128,7 @@ def _paint_end(canvas: Canvas, body: Vehicle, pose: Pose, front: bool, color: RG
         patch(side * 0.66, side * 0.95, 0.58, 0.9, lamp, glow=night)
     if body.name == "bus" and front:
         box = ((-0.6, 2.7), (0.6, 2.7), (0.6, 2.98), (-0.6, 2.98))
-        canvas.polygon(
-            [pose.at(forward + 0.02, up, a * half) for a, up in box], (255, 170, 30), None, glow=True
-        )
+        canvas.polygon([pose.at(forward + 0.02, up, a * half) for a, up in box], (255, 170, 30), None, glow=True)
 
 
 def paint_vehicle(canvas: Canvas, body: Vehicle, pose: Pose, color: RGB) -> None:
@@ -148,8 +143,7 @@ def paint_vehicle(canvas: Canvas, body: Vehicle, pose: Pose, color: RGB) -> None
     faces = []
     for number, (start, end) in enumerate(zip(body.profile, body.profile[1:], strict=False)):
         corners = [
-            pose.at(f, up, side * body.half_at(up))
-            for (f, up), side in ((start, -1), (start, 1), (end, 1), (end, -1))
+            pose.at(f, up, side * body.half_at(up)) for (f, up), side in ((start, -1), (start, 1), (end, 1), (end, -1))
         ]
         toward = canvas.camera.toward(pose.at((start[0] + end[0]) / 2, (start[1] + end[1]) / 2))
         ahead = toward[0] * sin + toward[2] * cos
@@ -170,12 +164,8 @@ def paint_vehicle(canvas: Canvas, body: Vehicle, pose: Pose, color: RGB) -> None
 # --------------------------------------------------------------------------------- people and their bicycles
 
 
-def _paint_head(
-    canvas: Canvas, at: Point, size: float, name: str, helmet: bool, rng: np.random.Generator
-) -> None:
-    hair = pick(
-        rng, CLOTHES if helmet else ((44, 32, 26), (104, 72, 44), (176, 140, 84), (150, 148, 146)), 10
-    )
+def _paint_head(canvas: Canvas, at: Point, size: float, name: str, helmet: bool, rng: np.random.Generator) -> None:
+    hair = pick(rng, CLOTHES if helmet else ((44, 32, 26), (104, 72, 44), (176, 140, 84), (150, 148, 146)), 10)
     canvas.ball((at[0], at[1] + size * 0.3, at[2]), size * 1.1, hair, name)
     canvas.ball((at[0], at[1] - size * 0.15, at[2]), size * 0.86, pick(rng, SKIN, 6), name)
 
@@ -189,18 +179,12 @@ def paint_person(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
     swing = stride * 0.7
     for side, step in ((-1, -1.0), (1, 1.0)):
         foot, knee = step * stride, step * stride * 0.6
-        canvas.tube(
-            pose.at(0, hip, side * 0.09), pose.at(knee, 0.5, side * 0.1), (0.12, 0.1), trousers, "person"
-        )
-        canvas.tube(
-            pose.at(knee, 0.5, side * 0.1), pose.at(foot, 0.08, side * 0.1), (0.1, 0.08), trousers, "person"
-        )
+        canvas.tube(pose.at(0, hip, side * 0.09), pose.at(knee, 0.5, side * 0.1), (0.12, 0.1), trousers, "person")
+        canvas.tube(pose.at(knee, 0.5, side * 0.1), pose.at(foot, 0.08, side * 0.1), (0.1, 0.08), trousers, "person")
         heel, toe = pose.at(foot - 0.03, 0.05, side * 0.1), pose.at(foot + 0.16, 0.05, side * 0.1)
         canvas.tube(heel, toe, (0.07, 0.06), shoe, "person")
         hand = pose.at(-step * swing, 0.86, side * 0.3)
-        canvas.tube(
-            pose.at(0, shoulder - 0.03, side * 0.21), hand, (0.08, 0.065), scaled(top, 0.82), "person"
-        )
+        canvas.tube(pose.at(0, shoulder - 0.03, side * 0.21), hand, (0.08, 0.065), scaled(top, 0.82), "person")
         canvas.ball(hand, 0.07, pick(rng, SKIN, 6), "person")
     canvas.tube(pose.at(0, hip - 0.02), pose.at(0, shoulder - 0.1), (0.19, 0.21), top, "person")
     if rng.random() < 0.35:
@@ -218,9 +202,7 @@ def paint_bicycle(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
         disc = pose.ring(forward, 0.36, 0.36)
         canvas.polygon(disc, (120, 120, 120), "bicycle")
         for turn in range(0, 20, 2):
-            canvas.tube(
-                pose.at(forward, 0.36), disc[turn], (0.008, 0.008), (188, 188, 186), None, round_=False
-            )
+            canvas.tube(pose.at(forward, 0.36), disc[turn], (0.008, 0.008), (188, 188, 186), None, round_=False)
         for start, end in zip(disc, disc[1:] + disc[:1], strict=True):
             canvas.tube(start, end, (0.05, 0.05), BLACK, "bicycle", round_=False)
     joints = {
@@ -240,9 +222,7 @@ def paint_bicycle(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
         ("neck", "front"),
         ("neck", "bar"),
     ):
-        canvas.tube(
-            pose.at(*joints[start_name]), pose.at(*joints[end_name]), (0.045, 0.045), frame, "bicycle"
-        )
+        canvas.tube(pose.at(*joints[start_name]), pose.at(*joints[end_name]), (0.045, 0.045), frame, "bicycle")
     canvas.tube(pose.at(-0.34, 0.96), pose.at(-0.06, 0.96), (0.07, 0.05), BLACK, "bicycle")
     canvas.tube(pose.at(0.36, 1.08, -0.3), pose.at(0.36, 1.08, 0.3), (0.04, 0.04), BLACK, "bicycle")
 

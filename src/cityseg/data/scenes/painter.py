@@ -217,9 +217,7 @@ class Canvas:
     ) -> None:
         """A limb or a pole from start to end, with its radius in metres at both, lit from the sun's side."""
         (u0, v0), (u1, v1) = self.camera.project(start), self.camera.project(end)
-        first, last = (
-            max(0.8, self.camera.pixels(r, p[2])) for r, p in zip(radii, (start, end), strict=True)
-        )
+        first, last = (max(0.8, self.camera.pixels(r, p[2])) for r, p in zip(radii, (start, end), strict=True))
         length = max(math.hypot(u1 - u0, v1 - v0), 1e-6)
         du, dv = (v0 - v1) / length, (u1 - u0) / length
         if du * self.light.sun < 0:
@@ -280,9 +278,7 @@ class Canvas:
         target = (outline / (1 << SUBPIXEL_BITS) - low).astype(np.float32)
         span = (int(high[0] - low[0]), int(high[1] - low[1]))
         matrix = cv2.getPerspectiveTransform(flat, target)
-        warped = cv2.warpPerspective(
-            seen, matrix, span, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        warped = cv2.warpPerspective(seen, matrix, span, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         mask = np.zeros(span[::-1], np.uint8)
         cv2.fillPoly(mask, [outline - (low << SUBPIXEL_BITS).astype(np.int32)], [1], shift=SUBPIXEL_BITS)
         window = (slice(low[1], high[1]), slice(low[0], high[0]))

@@ -1,0 +1,139 @@
+"""What a person types, as it is typed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def command(*arguments, cwd=ROOT, code=0, timeout=300):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+TINY = (
+    "data.crop=64", "data.batch_size=2", "data.workers=0", "model.encoder=resnet18", "trainer.precision=32-true",
+    "trainer.accelerator=cpu", "trainer.max_epochs=1", "panels=1",
+)  # fmt: skip
+SCENES = "data.scenes={train: 4, val: 2, size: 64}"
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job")])
+def test_help_and_config_answer_without_torch(script, arguments):
+    code = (
+        f"import sys, runpy; sys.argv = ['{script}', *{arguments!r}]\n"
+        f"try: runpy.run_path('{script}', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'pytorch_lightning', 'cv2', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    arguments = [*arguments, "ckpt=x"] if script == "evaluate.py" else arguments
+    command("-c", code)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.rot=/x", "Did you mean 'data.root'"),
+        ("model=unett", "Did you mean 'unet'"),
+        ("optimiser=adam", "Did you mean 'optimizer'"),
+        ("trainer.max_epochs", "missing EQUAL"),
+    ],
+)
+def test_a_wrong_key_or_choice_names_the_nearest_in_a_few_lines(argument, message):
+    output = command("train.py", argument, code=1)
+    assert message in output
+    assert "Traceback" not in output
+    assert len(output.splitlines()) < 10
+
+
+def test_train_evaluate_resume_from_the_shell(tmp_path, cache_dir):
+    data = (SCENES, f"data.cache_dir={cache_dir}")
+    output = command(ROOT / "train.py", *TINY, *data, cwd=tmp_path)
+    assert "mIoU" in output
+    assert "Traceback" not in output
+    assert "Warning" not in output
+    (run,) = (tmp_path / "outputs/unet-gtfine").iterdir()
+    assert (run / ".hydra/config.yaml").is_file()
+    assert "epoch 1/1" in (run / "train.log").read_text()
+
+    output = command(ROOT / "train.py", f"resume={run}", "trainer.max_epochs=2", cwd=tmp_path)
+    assert "epoch 2/2" in output
+    assert len((run / "history.csv").read_text().splitlines()) == 3
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command(ROOT / "evaluate.py", f"ckpt={run}/checkpoints/best.ckpt", "predictions=true", cwd=elsewhere)
+    (scored,) = (elsewhere / "outputs/evaluate").iterdir()
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (scored, run))
+    assert ours["confusion_matrix"] == theirs["confusion_matrix"]
+    assert ours["loss"] == theirs["loss"]
+    names = sorted(path.name for path in (scored / "label_ids").iterdir())
+    assert len(names) == 2
+    assert all(re.fullmatch(r"[a-z]+_\d{6}_\d{6}_pred_labelIds\.png", name) for name in names)
+    assert len(list((scored / "colors").iterdir())) == 2
+
+
+def test_a_mistake_ends_with_a_message_and_code_1(tmp_path):
+    output = command(ROOT / "train.py", "data.root=/no/such/folder", "model.pretrained=false", cwd=tmp_path, code=1)
+    assert "data.root=/no/such/folder: no such folder" in output
+    assert "Traceback" not in output
+    output = command(ROOT / "evaluate.py", "ckpt=none.ckpt", cwd=tmp_path, code=1)
+    assert "ckpt=none.ckpt: no such file" in output
+    output = command(ROOT / "train.py", "resume=none", cwd=tmp_path, code=1)
+    assert "resume=none: no such folder" in output
+
+
+def readme_commands(script):
+    """Commands of the README's code blocks that run a script, without prompts and comments."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(f"python {script}")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache_dir):
+    folder = tmp_path_factory.mktemp("trained")
+    command(ROOT / "train.py", *TINY, SCENES, f"data.cache_dir={cache_dir}", f"hydra.run.dir={folder}/run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("line", readme_commands("train.py"))
+def test_readme_training_commands_run(line, tmp_path, cache_dir, trained):
+    typed = [re.sub(r"^data\.root=.*", "data.root=null", word) for word in shell_words(line)[2:]]
+    if any(word.startswith("resume=") for word in typed):
+        typed = [f"resume={trained}"]
+        command(ROOT / "train.py", *typed, cwd=tmp_path)
+        return
+    # The keys typed in the README come last, so that they win; but for those that make a run long.
+    long = ("trainer.max_epochs", "data.crop", "data.batch_size", "model.encoder", "trainer=")
+    typed = [word for word in typed if not word.startswith(long)]
+    command(ROOT / "train.py", *TINY, SCENES, f"data.cache_dir={cache_dir}", *typed, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("line", readme_commands("evaluate.py"))
+def test_readme_evaluation_commands_run(line, tmp_path, trained):
+    typed = [re.sub(r"^ckpt=.*", f"ckpt={trained}/checkpoints/best.ckpt", word) for word in shell_words(line)[2:]]
+    typed = [word for word in typed if not word.startswith("data.root=")]
+    command(ROOT / "evaluate.py", *typed, cwd=tmp_path)
+
+
+def shell_words(line):
+    import shlex
+
+    return shlex.split(line)

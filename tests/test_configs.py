@@ -1,0 +1,78 @@
+"""Every file in conf/ is composed and run for a moment."""
+
+from pathlib import Path
+
+import pytest
+
+from cityseg.runs.config import build
+
+CONF = Path(__file__).parent.parent / "conf"
+CHECKED_ELSEWHERE = {
+    "data": {"common"},  # the part that the layouts share
+    "model": {path.stem for path in (CONF / "model").glob("*.yaml")},  # tests/models/test_smp.py trains each
+    "trainer": {"gpu", "ddp"},  # composed below: they need devices
+    "logger": {"wandb", "mlflow"},  # composed below: they need their packages
+}
+
+
+def choices(*groups):
+    return [
+        f"{group}={path.stem}"
+        for group in groups
+        for path in sorted((CONF / group).glob("*.yaml"))
+        if path.stem not in CHECKED_ELSEWHERE.get(group, ())
+    ]
+
+
+def test_every_group_is_covered():
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert groups == {
+        "augment",
+        "callbacks",
+        "data",
+        "logger",
+        "loss",
+        "model",
+        "optimizer",
+        "scheduler",
+        "task",
+        "trainer",
+    }
+
+
+@pytest.mark.parametrize("choice", choices("augment", "data", "loss", "optimizer", "scheduler", "task", "trainer"))
+def test_a_choice_runs(run_tiny, choice):
+    # The trainer's choice must not be overruled by the tiny run's own settings.
+    limits = () if choice == "trainer=debug" else ("+trainer.limit_train_batches=1", "+trainer.limit_val_batches=1")
+    folder = run_tiny(choice, *limits, "callbacks.images=null", "logger=none")
+    assert (folder / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("choice", ["callbacks=[default,early_stopping]", "logger=[tensorboard,csv]"])
+def test_several_choices_of_a_group_run_together(run_tiny, choice):
+    assert (run_tiny(choice) / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("choice", ["trainer=gpu", "trainer=ddp", "logger=wandb", "logger=mlflow"])
+def test_choices_that_need_more_than_this_machine_compose(compose_config, choice):
+    group = choice.partition("=")[0]
+    assert compose_config([choice])[group]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_without_its_package_says_what_to_install(compose_config, name):
+    try:
+        __import__(name)
+    except ImportError:
+        pass
+    else:
+        pytest.skip(f"{name} is installed")
+    node = compose_config([f"logger={name}"]).logger[name]
+    with pytest.raises(Exception, match=name):
+        build(node)
+
+
+@pytest.mark.parametrize("layout", ["gtfine", "pairs", "folders"])
+def test_the_built_in_scenes_train_in_every_layout(run_tiny, layout):
+    folder = run_tiny(f"data={layout}", "callbacks.images=null")
+    assert f"built-in scenes ({layout})" in (folder / "metrics.json").read_text()
