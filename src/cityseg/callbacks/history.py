@@ -75,7 +75,8 @@ class History(pl.Callback):
 def read_history(path: Path) -> list[dict[str, float]]:
     """Rows of a ``history.csv``; empty cells are left out."""
     with path.open(newline="") as handle:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
 class EpochLines(pl.Callback):

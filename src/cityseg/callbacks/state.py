@@ -44,6 +44,9 @@ class LastCheckpoint(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what the epochs so far have led to."""
+        # Nothing of this epoch has run. Told so, a resumed loop starts it like any other: else it would take the last
+        # epoch's batches for its own and end at once, and would leave out this epoch's step of a plateau schedule.
+        trainer.fit_loop.restarting = False
         self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -179,7 +179,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         """Augmented crops of the training split, in an order of their own for each epoch."""
         samples = self.samples("train")
         dataset = TrainDataset(samples, self.reader, self._augment, self.crop_size(), self._seed)
-        return self._loader(dataset, TrainBatches(len(samples), self._batch_size, self._seed, *self._processes()))
+        batches = TrainBatches(len(samples), self._batch_size, self._seed, *self._processes())
+        if self.trainer is not None:  # a resumed run asks for batches before it says which epoch they are for
+            batches.set_epoch(self.trainer.current_epoch)
+        return self._loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Whole images of the validation split."""
