@@ -26,9 +26,16 @@ def command(*arguments, cwd=ROOT, code=0, timeout=300):
 
 
 TINY = (
-    "data.crop=64", "data.batch_size=2", "data.workers=0", "model.encoder=tu-test_resnet", "+model.decoder_channels=[32, 16, 16, 8, 8]", "trainer.precision=32-true",
-    "trainer.accelerator=cpu", "trainer.max_epochs=1", "panels=1",
-)  # fmt: skip
+    "data.crop=64",
+    "data.batch_size=2",
+    "data.workers=0",
+    "model.encoder=tu-test_resnet",
+    "+model.decoder_channels=[32, 16, 16, 8, 8]",
+    "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+    "panels=1",
+)
 SCENES = "data.scenes={train: 4, val: 2, size: 64}"
 
 

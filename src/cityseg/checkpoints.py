@@ -42,9 +42,9 @@ class SelfContained(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the content."""
-        processed = trainer.fit_loop.epoch_progress.current.processed
+        progress: Any = trainer.fit_loop.epoch_progress.current
         # A checkpoint taken while validating closes the epoch that is still being counted.
-        checkpoint[KEY] = {**self._content, "epochs": processed + int(trainer.validating)}
+        checkpoint[KEY] = {**self._content, "epochs": progress.processed + int(trainer.validating)}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 import csv
 import json
+import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -10,6 +12,7 @@ from cityseg.checkpoints import load_checkpoint
 from cityseg.errors import CheckpointError, ConfigError, DataError
 from cityseg.runs.evaluation import evaluate
 from cityseg.runs.training import INTERRUPTED, train
+from tests.data.layouts import save, write_gtfine
 
 
 def losses(folder):
@@ -35,7 +38,7 @@ def test_a_run_leaves_a_folder_that_a_stranger_can_read(run_tiny, cache_dir):
         assert (folder / name).stat().st_size > 0, name
     assert len(list((folder / "predictions").glob("*.png"))) == 1
     assert list((folder / "tensorboard").glob("events*"))
-    assert [row["epoch"] for row in losses(folder)] == ["0", "1"]
+    assert [row["epoch"] for row in losses(folder)] == ["1", "2"]
     figures = json.loads((folder / "metrics.json").read_text())
     assert figures["dataset"] == "built-in scenes (gtfine)"
     assert figures["split"] == "val"
@@ -53,11 +56,6 @@ def test_best_is_the_best_epoch_and_last_is_the_last(run_tiny):
     assert load_checkpoint(folder / "checkpoints/last.ckpt").epochs == 3
     assert figures["best_epoch"] == scores.index(max(scores)) + 1
     assert figures["miou"] == pytest.approx(max(scores), abs=1e-6)
-
-
-@pytest.fixture(scope="module")
-def seed_runs():
-    return {}
 
 
 @pytest.mark.parametrize("variation", ["data.workers=2", "seed=42"])
@@ -171,8 +169,8 @@ def test_a_missing_folder_is_said_before_training(run_tiny):
 
 
 def test_a_network_that_needs_two_images_refuses_a_batch_of_one(run_tiny):
-    with pytest.raises(ConfigError, match=r"data.batch_size: found 1, expected at least 2"):
-        run_tiny("model=deeplabv3plus", "model.encoder=resnet18", "data.batch_size=1")
+    with pytest.raises(ConfigError, match=r"data\.batch_size: found 1, expected at least 2"):
+        run_tiny("model=deeplabv3plus", "model.encoder=resnet18", "~model.decoder_channels", "data.batch_size=1")
 
 
 def test_a_wrong_option_of_any_part_names_the_nearest(run_tiny):
@@ -207,3 +205,14 @@ def test_the_config_in_a_checkpoint_is_plain_and_complete(run_tiny):
     assert type(config) is dict
     assert config["model"]["pretrained"] is False
     assert OmegaConf.create(config).data.seed == 42
+
+
+def test_batches_of_nothing_but_void_cost_nothing_and_are_counted(tmp_path, run_tiny):
+    root = write_gtfine(tmp_path / "void", size=(64, 64))
+    for path in (root / "gtFine/train").rglob("*_labelIds.png"):
+        save(np.zeros((64, 64)), path)
+    folder = run_tiny(f"data.root={root}", "model.pretrained=false", "loss=focal_dice")
+    (row,) = losses(folder)
+    assert float(row["train/loss"]) == 0
+    assert float(row["train/void_batches"]) == 2
+    assert math.isfinite(float(row["val/loss"]))

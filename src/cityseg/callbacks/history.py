@@ -36,7 +36,7 @@ class History(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the rows of the epochs before the one that starts now."""
         kept = read_history(self.path) if self.path.is_file() else []
-        self.rows = [row for row in kept if row["epoch"] < trainer.current_epoch]
+        self.rows = [row for row in kept if row["epoch"] <= trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -53,7 +53,7 @@ class History(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the row of this epoch."""
         figures = trainer.callback_metrics
-        row: dict[str, float] = {"epoch": trainer.current_epoch}
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1}  # epochs finished, as everywhere people read
         row |= {key: float(figures[key]) for key in sorted(figures) if "/" in key and not key.endswith("_step")}
         row |= {
             "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
@@ -84,16 +84,16 @@ class EpochLines(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the line."""
-        log.info("%s", epoch_line(trainer.current_epoch, trainer.max_epochs, trainer.callback_metrics))
+        log.info("%s", epoch_line(trainer.current_epoch + 1, trainer.max_epochs, trainer.callback_metrics))
 
 
 def epoch_line(epoch: int, epochs: int | None, figures: Mapping[str, Any]) -> str:
-    """Losses and scores of an epoch in one line; epochs are counted from 1 where people read them.
+    """Losses and scores of an epoch in one line.
 
-    >>> epoch_line(0, 20, {"train/loss": 1.5, "val/loss": 1.25, "val/miou": 0.5})
+    >>> epoch_line(1, 20, {"train/loss": 1.5, "val/loss": 1.25, "val/miou": 0.5})
     'epoch 1/20  train loss 1.500  val loss 1.250  val mIoU 50.0'
     """
-    parts = [f"epoch {epoch + 1}/{epochs or '?'}"]
+    parts = [f"epoch {epoch}/{epochs or '?'}"]
     parts += [
         f"{key.replace('/', ' ')} {float(figures[key]):.3f}" for key in ("train/loss", "val/loss") if key in figures
     ]

@@ -142,16 +142,24 @@ class SegmentationDataModule(pl.LightningDataModule):
             self._samples[split] = samples
         problems.raise_if_any(DataError)
 
+    def check_root(self) -> None:
+        """See that the folder is there, before anything slow starts.
+
+        Raises:
+            DataError: if it is not.
+        """
+        if self._root is not None and not Path(self._root).expanduser().is_dir():
+            what = "is a file" if Path(self._root).exists() else "no such folder"
+            raise DataError(
+                f"data.root={self._root}: {what}, expected the folder of a data set. Fix: correct the path, or leave "
+                "data.root out for the built-in scenes"
+            )
+
     def _resolve_root(self) -> Path:
+        self.check_root()
         if self._root is None:
             return scenes_root(self.layout, cache_dir=self.cache_dir, **self._scenes)
-        root = Path(self._root).expanduser().absolute()
-        if not root.is_dir():
-            raise DataError(
-                f"data.root={self._root}: {'is a file' if root.exists() else 'no such folder'}, expected the folder of "
-                "a data set. Fix: correct the path, or leave data.root out for the built-in scenes"
-            )
-        return root
+        return Path(self._root).expanduser().absolute()
 
     def samples(self, split: str) -> Samples:
         """The checked samples of a split.

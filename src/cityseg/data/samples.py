@@ -89,8 +89,8 @@ class Samples:
         return None if self.labels is None else self.root / os.fsdecode(self.labels[index])
 
     def name(self, index: int) -> str:
-        """File name of a photo without its ending, to name results after."""
-        return self.photo(index).stem
+        """Name to call results after: the photo's, without its ending."""
+        return self.photo(index).stem.removesuffix("_leftImg8bit")
 
 
 def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,9 +66,12 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         ConfigError: if a target does not exist or does not take an argument, with the nearest one that it takes.
     """
     try:
-        if not arguments:
-            return hydra.utils.instantiate(node, _convert_="all")
-        return hydra.utils.instantiate(node, _convert_="all", _partial_=True)(**arguments)
+        if arguments:
+            return hydra.utils.instantiate(node, _convert_="all", _partial_=True)(**arguments)
+        built = hydra.utils.instantiate(node, _convert_="all")
+        if isinstance(built, functools.partial):  # called only when training starts: look at its arguments now
+            inspect.signature(built.func).bind_partial(*built.args, **built.keywords)
+        return built
     except CitysegError:
         raise
     except TypeError as error:

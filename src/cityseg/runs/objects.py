@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, ListConfig
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
@@ -80,8 +80,9 @@ def build_task(config: DictConfig, data: SegmentationDataModule, network: nn.Mod
 
 
 def build_callbacks(config: DictConfig) -> list[Callback]:
-    """The callbacks of the config; a name set to null is left out."""
-    return [build(node) for node in config.callbacks.values() if node is not None]
+    """The callbacks of the config; a name set to null is left out, and without a logger what only feeds loggers."""
+    built = [build(node) for node in config.callbacks.values() if node is not None]
+    return [callback for callback in built if config.logger or not isinstance(callback, LearningRateMonitor)]
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:

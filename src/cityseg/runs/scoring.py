@@ -57,10 +57,10 @@ class Pictures(pl.Callback):
             _save(picture, self._folder / "predictions" / f"{self._samples.name(index)}.png")
         if self._predictions:
             for index, train_ids in zip(batch["index"].tolist(), outputs.cpu().numpy(), strict=True):
-                stem = self._samples.name(index).removesuffix("_leftImg8bit")
+                name = self._samples.name(index)
                 ids, colors = task.label_space.to_label_ids(train_ids), task.label_space.colorize(train_ids)
-                _save(ids, self._folder / "label_ids" / f"{stem}_pred_labelIds.png")
-                _save(colors, self._folder / "colors" / f"{stem}_pred_color.png")
+                _save(ids, self._folder / "label_ids" / f"{name}_pred_labelIds.png")
+                _save(colors, self._folder / "colors" / f"{name}_pred_color.png")
 
 
 def _save(picture: np.ndarray[Any, np.dtype[np.uint8]], path: Path) -> None:

@@ -93,6 +93,7 @@ def _saved_config(last: Path, typed: list[str], run_dir: Path) -> DictConfig:
 def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
     """Build data and task; what is wrong with the network is said before the data is touched."""
     data = build_data(config)
+    data.check_root()
     check_run_config(config, Task.logged)
     network = build_network(config, data.label_space)
     if data.builtin:

@@ -38,10 +38,14 @@ class SegmentationTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch of crops."""
-        loss: Tensor = self.loss(self(batch["photo"]), batch["target"])
-        size = len(batch["target"])
+        target = batch["target"]
+        loss: Tensor = self.loss(self(batch["photo"]), target)
+        size = len(target)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=size, prog_bar=True)
+        # Such a batch teaches nothing: its loss is 0. Many of them mean that labels are missing or read wrongly.
+        only_void = (target == self.label_space.ignore_index).all().float()
+        self.log("train/void_batches", only_void, on_step=False, on_epoch=True, reduce_fx="sum", batch_size=size)
         return loss
 
     def configure_optimizers(self) -> Any:

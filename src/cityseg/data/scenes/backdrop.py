@@ -66,11 +66,11 @@ def paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
     across = np.arange(size, dtype=np.float32)[None, :] - np.float32(column + light.sun * 0.4 * size)
     height = np.clip(1 - row / np.float32(horizon), 0, 1)[..., None] ** np.float32(0.8)
     glow = np.exp(-(across**2 + (row - np.float32(0.5 * horizon)) ** 2) / np.float32(0.5 * size) ** 2)[..., None]
-    low, high = np.float32(light.horizon), np.float32(light.zenith)
+    low, high = np.array(light.horizon, np.float32), np.array(light.zenith, np.float32)
     sky = low + (high - low) * height
     sky = sky + np.float32(0.25) * glow * (255 - sky)
-    cover = smooth_noise(rng, (size, size), (3, 6, 12, 24))
-    cover = cv2.resize(cover[:, : size // 2], (size, size))[..., None]  # clouds are wider than high
+    noise = smooth_noise(rng, (size, size), (3, 6, 12, 24))
+    cover = cv2.resize(noise[:, : size // 2], (size, size))[..., None]  # clouds are wider than high
     share = np.clip((cover - np.float32(1.3 - 2.4 * light.clouds)) * np.float32(0.7), 0, np.float32(0.85))
     sky += (low * np.clip(1.06 - 0.1 * cover, 0.7, 1.2) - sky) * share
     painted = np.clip(sky, 0, 255).astype(np.uint8)
@@ -80,7 +80,7 @@ def paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
 
 def _phase(metres: Floats, period: float) -> Floats:
     """How far into its period each length is, metres; many times faster than ``np.mod``."""
-    return metres - np.float32(period) * np.floor(metres / np.float32(period))
+    return np.asarray(metres - np.float32(period) * np.floor(metres / np.float32(period)), np.float32)
 
 
 def _marked(street: Street, x: Floats, z: Floats, on_road: Mask) -> Mask:
@@ -127,11 +127,11 @@ def paint_ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> No
 
     # A pixel is one of four materials times a tone; the colours are put together only at the end.
     paving, asphalt, kerb, mark = range(4)
-    materials = np.float32([street.paving, street.asphalt, np.float32(street.paving) * 0.55 + 95, street.marks])
+    kerbstone = np.array(street.paving, np.float32) * 0.55 + 95
+    materials = np.array([street.paving, street.asphalt, kerbstone, street.marks], np.float32)
     material = np.where(on_road, asphalt, paving).astype(np.uint8)
     material[~on_road & (side < street.road + 0.22)] = kerb
-    marked = _marked(street, x, z, on_road)
-    material[marked] = mark
+    material[_marked(street, x, z, on_road)] = mark
     fade = 1 / (1 + z / 10)
     coarse, fine = sample(tile, 3.0), sample(grain, 30.0)
     tone = 1 + 0.05 * coarse + 0.08 * fade * fine
@@ -145,7 +145,8 @@ def paint_ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> No
     tone -= np.float32(0.24) * fade * joint
     tone += 0.045 * sample(grain, 1 / street.slab) * ~on_road
     tone *= 1 - np.float32(canvas.light.shadow) * dark
-    canvas.photo[seen] = canvas.light.on_all(materials[material] * tone[:, None], z).astype(np.uint8)
+    colors = np.asarray(materials[material] * tone[:, None], np.float32)
+    canvas.photo[seen] = canvas.light.on_all(colors, z).astype(np.uint8)
     canvas.label_ids[seen] = np.where(on_road, LABEL_IDS["road"], LABEL_IDS["sidewalk"]).astype(np.uint8)
 
 
@@ -156,12 +157,13 @@ def paint_hood(canvas: Canvas, rng: np.random.Generator) -> None:
     rise, middle = float(rng.uniform(0.06, 0.1)), float(rng.uniform(0.42, 0.58))
     column = size * (middle + float(rng.uniform(0.5, 0.62)) * np.cos(turns))
     hood = np.stack([column, size * (1.0 + rise * np.sin(turns))], axis=1)
-    color = np.float32([[24, 26, 30], [120, 124, 130], [120, 24, 30], [30, 48, 92]][int(rng.integers(4))])
+    colors = np.array([[24, 26, 30], [120, 124, 130], [120, 24, 30], [30, 48, 92]], np.float32)
     mask = np.zeros((size, size), np.uint8)
     cv2.fillPoly(mask, [np.round(hood).astype(np.int32)], [1])
     height = np.clip((np.arange(size, dtype=np.float32) / size - (1 - rise)) / rise, 0, 1)[:, None, None]
-    sky = np.float32(canvas.light.horizon)
-    paint = (color * np.float32(canvas.light.ambient)) * (0.7 + 0.3 * height) + sky * 0.45 * (1 - height) ** 3
+    sky = np.array(canvas.light.horizon, np.float32)
+    color = colors[int(rng.integers(4))] * np.array(canvas.light.ambient, np.float32)
+    paint = color * (0.7 + 0.3 * height) + sky * 0.45 * (1 - height) ** 3
     filled = np.broadcast_to(np.clip(paint, 0, 255), canvas.photo.shape)
     canvas.photo[mask == 1] = filled[mask == 1].astype(np.uint8)
     canvas.label_ids[mask == 1] = LABEL_IDS["ego vehicle"]

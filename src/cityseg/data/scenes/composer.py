@@ -16,7 +16,7 @@ from cityseg.data.scenes.objects import Pose
 from cityseg.data.scenes.painter import RGB, Camera, Canvas, Light, mix, scaled
 
 TOWN = 110.0  # metres: where the street ends in sight
-WEATHERS = ("day", "overcast", "dusk")
+WEATHERS = {"day": 0.5, "overcast": 0.3, "dusk": 0.2}  # and their share of the frames
 WALLS: tuple[RGB, ...] = (
     (206, 184, 152), (178, 110, 86), (196, 192, 184), (150, 96, 76), (222, 208, 166),
     (160, 166, 172), (202, 158, 130), (134, 126, 118), (184, 198, 196),
@@ -58,6 +58,10 @@ class City:
     road: float
 
 
+def _weather(rng: np.random.Generator) -> str:
+    return str(rng.choice([*WEATHERS], p=[*WEATHERS.values()]))
+
+
 def draw_city(seed: int, number: int) -> City:
     """The looks of a city; the same arguments give the same city."""
     rng = np.random.default_rng([seed, 1_000_003, number])
@@ -79,14 +83,14 @@ def draw_city(seed: int, number: int) -> City:
         marks=(236, 236, 228) if rng.random() < 0.75 else (232, 196, 84),
         bus=things.pick(rng, BUSES, 8),
         trees=float(rng.uniform(0.5, 1.1)),
-        weather=str(rng.choice(WEATHERS, p=[0.5, 0.3, 0.2])),
+        weather=_weather(rng),
         road=float(rng.uniform(3.5, 4.1)),
     )
 
 
 def _light(city: City, rng: np.random.Generator) -> Light:
     # Half of the frames follow the city, half the world: no split has a light that the other never saw.
-    weather = city.weather if rng.random() < 0.5 else str(rng.choice(WEATHERS, p=[0.5, 0.3, 0.2]))
+    weather = city.weather if rng.random() < 0.5 else _weather(rng)
     sun, warm = int(rng.choice([-1, 1])), float(rng.uniform(0, 1))
     if weather == "day":
         return Light(

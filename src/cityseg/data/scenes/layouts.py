@@ -143,10 +143,11 @@ def _write_all(layout: Layout, root: Path, counts: dict[str, int], size: int, se
         write_part(layout, root, counts, size, seed, part=0, parts=1)
         return
     # Processes of their own: drawing is Python work, and a pool would need a main guard in the caller's script.
-    job = {"layout": layout, "root": str(root), "counts": counts, "size": size, "seed": seed, "parts": parts}
-    command = [sys.executable, "-m", "cityseg.data.scenes"]
-    painters = [subprocess.Popen([*command, json.dumps({**job, "part": part})]) for part in range(parts)]
-    if failed := [painter.args for painter in painters if painter.wait()]:
+    base = {"layout": layout, "root": str(root), "counts": counts, "size": size, "seed": seed, "parts": parts}
+    jobs = [json.dumps({**base, "part": part}) for part in range(parts)]
+    commands = [[sys.executable, "-m", "cityseg.data.scenes", job] for job in jobs]
+    painters = [subprocess.Popen(command) for command in commands]
+    if failed := [command for command, painter in zip(commands, painters, strict=True) if painter.wait()]:
         raise RuntimeError(f"{len(failed)} of {parts} processes that draw the built-in scenes failed: {failed[0]}")
 
 
@@ -162,10 +163,7 @@ def write_part(
 
 def _write_image(path: Path, image: ByteArray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jpg":
-        Image.fromarray(image).save(path, quality=95)
-    else:
-        Image.fromarray(image).save(path, compress_level=1)
+    Image.fromarray(image).save(path, quality=95, compress_level=1)  # the first for JPEG, the second for PNG
 
 
 def _write_gtfine(root: Path, frame: _Frame, photo: ByteArray, label_ids: ByteArray) -> None:

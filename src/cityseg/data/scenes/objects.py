@@ -50,7 +50,7 @@ class Pose:
         return [self.at(forward + radius * math.cos(t), up + radius * math.sin(t), right) for t in turns]
 
     def footprint(self, length: float, width: float) -> list[Point]:
-        """Eight corners of a rounded ground area of that size, for a shadow."""
+        """Corners of a rounded ground area of that size, for a shadow."""
         turns = np.linspace(0, 2 * math.pi, 16, endpoint=False)
         square = [(np.sign(v) * abs(v) ** 0.5 / 2 for v in (math.cos(t), math.sin(t))) for t in turns]
         return [self.at(forward * length, 0.0, right * width) for forward, right in square]
@@ -60,6 +60,12 @@ def pick(rng: np.random.Generator, colors: tuple[RGB, ...], spread: float = 12.0
     """One of the colours, a little changed."""
     r, g, b = np.clip(np.array(colors[int(rng.integers(len(colors)))]) + rng.normal(0, spread, 3), 8, 250)
     return float(r), float(g), float(b)
+
+
+def _front(x: float, ends: tuple[float, float], height: float) -> list[Point]:
+    # Corners of a wall along the street as Canvas.texture wants them: the image's left is the viewer's left.
+    left, right = ends if x < 0 else ends[::-1]
+    return [(x, height, left), (x, height, right), (x, 0, right), (x, 0, left)]
 
 
 # ---------------------------------------------------------------------------------------------- buildings
@@ -179,8 +185,7 @@ def paint_building(
         canvas.polygon(slope, roof, "building")
     left, right = (outer, x) if side < 0 else (x, outer)
     gable = [(left, height, near), (right, height, near), (right, 0, near), (left, 0, near)]
-    first, last = (near, far) if side < 0 else (far, near)
-    front = [(x, height, first), (x, height, last), (x, 0, last), (x, 0, first)]
+    front = _front(x, ends, height)
     sunny = 0.84 if side == canvas.light.sun else 1.12
     for corners, width, shade in ((gable, depth, 0.9), (front, far - near, sunny)):
         if corners is gable and not free:
@@ -215,7 +220,7 @@ def paint_tree(canvas: Canvas, at: tuple[float, float], height: float, leaf: RGB
         toward_sun = 0.12 * (offsets[:, 0] * canvas.light.sun + offsets[:, 1]) / radius
         shades = (shade + toward_sun + rng.normal(0, 0.09, count)).astype(np.float32)[:, None]
         radii = np.full(count, blob * radius, np.float32)
-        canvas.leaves((x, middle, z), offsets, radii, np.float32(leaf) * shades, "vegetation")
+        canvas.leaves((x, middle, z), offsets, radii, np.array(leaf, np.float32) * shades, "vegetation")
 
 
 def paint_hedge(canvas: Canvas, x: float, ends: tuple[float, float], leaf: RGB, rng: np.random.Generator) -> None:
@@ -231,11 +236,24 @@ def paint_hedge(canvas: Canvas, x: float, ends: tuple[float, float], leaf: RGB, 
     end = [(x, 0, near), (x, height, near), (outer, height, near), (outer, 0, near)]
     canvas.polygon(top, scaled(leaf, 1.2), "vegetation")
     canvas.polygon(end, scaled(leaf, 0.7), "vegetation")
-    first, last = (near, far) if side < 0 else (far, near)
-    canvas.texture([(x, height, first), (x, height, last), (x, 0, last), (x, 0, first)], image, "vegetation")
+    canvas.texture(_front(x, ends, height), image, "vegetation")
 
 
 # ------------------------------------------------------------------------------------------ street furniture
+
+RED, WHITE, BLUE, YELLOW = (204, 24, 32), (242, 242, 236), (24, 84, 176), (246, 200, 30)
+
+Plate = tuple[float, RGB]  # size and colour
+Bar = tuple[float, float, RGB, float]  # half width, half height, colour, how far above the sign's middle
+# Corners and turn of a sign's plates, the plates, and the bars on them; lengths in radii of the sign.
+SIGNS: tuple[tuple[int, float, tuple[Plate, ...], tuple[Bar, ...]], ...] = (
+    (24, 0.0, ((1.0, RED), (0.72, WHITE)), ((0.4, 0.1, BLACK, 0.0),)),
+    (3, math.pi / 2, ((1.25, RED), (0.8, WHITE)), ((0.09, 0.26, BLACK, 0.05),)),
+    (8, math.pi / 8, ((1.06, WHITE), (0.96, RED)), ((0.6, 0.14, WHITE, 0.0),)),
+    (24, 0.0, ((1.0, WHITE), (0.93, BLUE)), ((0.12, 0.5, WHITE, 0.0),)),
+    (4, math.pi / 4, ((1.2, WHITE), (1.08, BLUE)), ((0.16, 0.45, WHITE, 0.0), (0.3, 0.14, WHITE, 0.3))),
+    (4, 0.0, ((1.25, WHITE), (1.0, YELLOW)), ()),
+)
 
 
 def paint_lamp_post(canvas: Canvas, x: float, z: float, rng: np.random.Generator) -> None:
@@ -275,32 +293,15 @@ def paint_sign(canvas: Canvas, x: float, z: float, rng: np.random.Generator) -> 
     """A traffic sign on a pole: prohibition, warning, stop, mandatory, parking or a direction board."""
     height, radius = float(rng.uniform(2.3, 2.9)), float(rng.uniform(0.54, 0.66))
     canvas.tube((x, 0, z), (x, height, z), (0.12, 0.12), pick(rng, STEEL, 6), "pole", round_=False)
-    red, white, blue, yellow = (204, 24, 32), (242, 242, 236), (24, 84, 176), (246, 200, 30)
-
-    def plate(corners: int, size: float, color: RGB, turn: float, stretch: float = 1.0) -> None:
+    corners, turn, plates, bars = SIGNS[int(rng.integers(len(SIGNS)))]
+    for size, color in plates:
         turns = turn + np.arange(corners) * 2 * math.pi / corners
-        ring = [(x + stretch * size * radius * math.cos(t), height + size * radius * math.sin(t), z) for t in turns]
+        ring = [(x + size * radius * math.cos(t), height + size * radius * math.sin(t), z) for t in turns]
         canvas.polygon(ring, scaled(color, 1.1), "traffic sign")
-
-    def bar(width: float, tall: float, color: RGB, up: float = 0.0) -> None:
-        box = [(x + a * width * radius, height + (up + b * tall) * radius, z)
-               for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]  # fmt: skip
+    for width, tall, color, up in bars:
+        square = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+        box = [(x + a * width * radius, height + (up + b * tall) * radius, z) for a, b in square]
         canvas.polygon(box, color, "traffic sign")
-
-    kind = int(rng.integers(6))
-    if kind == 0:
-        plate(24, 1, red, 0), plate(24, 0.72, white, 0), bar(0.4, 0.1, BLACK)
-    elif kind == 1:
-        plate(3, 1.25, red, math.pi / 2), plate(3, 0.8, white, math.pi / 2), bar(0.09, 0.26, BLACK, 0.05)
-    elif kind == 2:
-        plate(8, 1.06, white, math.pi / 8), plate(8, 0.96, red, math.pi / 8), bar(0.6, 0.14, white)
-    elif kind == 3:
-        plate(24, 1, white, 0), plate(24, 0.93, blue, 0), bar(0.12, 0.5, white)
-    elif kind == 4:
-        plate(4, 1.2, white, math.pi / 4), plate(4, 1.08, blue, math.pi / 4), bar(0.16, 0.45, white)
-        bar(0.3, 0.14, white, 0.3)
-    else:
-        plate(4, 1.25, white, 0), plate(4, 1.0, yellow, 0)
 
 
 def paint_bin(canvas: Canvas, x: float, z: float, rng: np.random.Generator) -> None:

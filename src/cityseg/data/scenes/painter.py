@@ -79,7 +79,8 @@ class Camera:
         seen = down > 0.5
         right = (cos * column + sin * row)[seen]
         z = self.focal * self.height / down[seen]
-        return seen, right * z / self.focal - self.bend * z * z + self.x, z
+        x = right * z / self.focal - self.bend * z * z + self.x
+        return seen, np.asarray(x, np.float32), np.asarray(z, np.float32)
 
     def toward(self, point: Point) -> Point:
         """The vector in metres from a street point to the camera."""
@@ -129,12 +130,13 @@ class Light:
     def on_all(self, colors: Floats, depths: Floats | float) -> Floats:
         """As :meth:`on` for many surfaces: colours ``(..., 3)`` and their depths ``(...)`` in metres."""
         left = np.exp(np.asarray(depths, np.float32) / np.float32(-self.haze))[..., None]
-        air = np.float32(self.horizon)
-        seen = colors * np.float32(self.ambient)
+        air = np.array(self.horizon, np.float32)
+        seen = colors * np.array(self.ambient, np.float32)
         seen -= air
         seen *= left
         seen += air
-        return np.clip(seen, 0, 255, out=seen)
+        np.clip(seen, 0, 255, out=seen)
+        return seen
 
 
 def mix(color: RGB, other: RGB, share: float) -> RGB:
@@ -150,7 +152,7 @@ def scaled(color: RGB, factor: float) -> RGB:
 
 
 def _fixed(pixels: Sequence[tuple[float, float]] | npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:
-    return np.rint(np.asarray(pixels) * (1 << SUBPIXEL_BITS)).astype(np.int32)
+    return np.asarray(np.rint(np.asarray(pixels) * (1 << SUBPIXEL_BITS)), np.int32)
 
 
 class Canvas:
@@ -175,6 +177,23 @@ class Canvas:
         if name is not None:
             cv2.fillPoly(self.label_ids, [outline], [LABEL_IDS[name]], shift=SUBPIXEL_BITS)
 
+    def _disc(self, at: Sequence[int], radius: int, color: Sequence[float], name: str | None) -> None:
+        cv2.circle(self.photo, at, radius, color, -1, shift=SUBPIXEL_BITS)
+        if name is not None:
+            cv2.circle(self.label_ids, at, radius, [LABEL_IDS[name]], -1, shift=SUBPIXEL_BITS)
+
+    def _stencil(
+        self, outline: npt.NDArray[np.int32], before: int, after: int
+    ) -> tuple[tuple[slice, slice], ByteArray] | None:
+        """The window of the picture around an outline, and the outline filled with 255; None out of view."""
+        low = np.clip((outline.min(axis=0) >> SUBPIXEL_BITS) - before, 0, self.camera.size)
+        high = np.clip((outline.max(axis=0) >> SUBPIXEL_BITS) + after, 0, self.camera.size)
+        if np.any(high - low < 1):
+            return None
+        mask = np.zeros((high - low)[::-1], np.uint8)
+        cv2.fillPoly(mask, [outline - (low << SUBPIXEL_BITS).astype(np.int32)], [255], shift=SUBPIXEL_BITS)
+        return (slice(low[1], high[1]), slice(low[0], high[0])), mask
+
     def polygon(self, points: Points, color: RGB, name: str | None, *, glow: bool = False) -> None:
         """Fill the polygon with these corners."""
         depth = sum(point[2] for point in points) / len(points)
@@ -184,9 +203,7 @@ class Canvas:
         """Fill a disc that faces the camera; radius in metres."""
         size = round(max(1.0, self.camera.pixels(radius, point[2])) * (1 << SUBPIXEL_BITS))
         at = self.outline([point])[0].tolist()
-        cv2.circle(self.photo, at, size, self.light.on(color, point[2], glow=glow), -1, shift=SUBPIXEL_BITS)
-        if name is not None:
-            cv2.circle(self.label_ids, at, size, [LABEL_IDS[name]], -1, shift=SUBPIXEL_BITS)
+        self._disc(at, size, self.light.on(color, point[2], glow=glow), name)
 
     def leaves(self, middle: Point, offsets: Floats, radii: Floats, colors: Floats, name: str) -> None:
         """Fill many discs around a point, the last on top.
@@ -202,8 +219,7 @@ class Canvas:
         at = _fixed(np.array(self.camera.project(middle)) + offsets * (per_metre, -per_metre)).tolist()
         sizes = np.round(np.maximum(radii * per_metre, 1.0) * (1 << SUBPIXEL_BITS)).astype(int).tolist()
         for center, size, color in zip(at, sizes, self.light.on_all(colors, middle[2]).tolist(), strict=True):
-            cv2.circle(self.photo, center, size, color, -1, shift=SUBPIXEL_BITS)
-            cv2.circle(self.label_ids, center, size, [LABEL_IDS[name]], -1, shift=SUBPIXEL_BITS)
+            self._disc(center, size, color, name)
 
     def tube(
         self,
@@ -240,18 +256,11 @@ class Canvas:
 
     def shade(self, points: Points, strength: float) -> None:
         """Darken the photo inside a polygon with a soft edge, as a shadow on the ground does."""
-        size = self.camera.size
-        outline = self.outline(points)
-        margin = max(2, size // 100)
-        low = np.clip((outline.min(axis=0) >> SUBPIXEL_BITS) - 2 * margin, 0, size)
-        high = np.clip((outline.max(axis=0) >> SUBPIXEL_BITS) + 2 * margin, 0, size)
-        if np.any(high - low < 1):
-            return
-        part = self.photo[low[1] : high[1], low[0] : high[0]]
-        mask = np.zeros(part.shape[:2], np.uint8)
-        cv2.fillPoly(mask, [outline - (low << SUBPIXEL_BITS).astype(np.int32)], [255], shift=SUBPIXEL_BITS)
-        soft = cv2.blur(mask, (2 * margin + 1, 2 * margin + 1)).astype(np.float32)[..., None]
-        part[:] = (part * (1 - soft * (strength / 255))).astype(np.uint8)
+        margin = max(2, self.camera.size // 100)
+        if stencil := self._stencil(self.outline(points), 2 * margin, 2 * margin):
+            window, mask = stencil
+            soft = cv2.blur(mask, (2 * margin + 1, 2 * margin + 1)).astype(np.float32)[..., None]
+            self.photo[window] = (self.photo[window] * (1 - soft * (strength / 255))).astype(np.uint8)
 
     def sees(self, corners: Points) -> bool:
         """True if the rectangle around these points meets the picture."""
@@ -266,24 +275,20 @@ class Canvas:
             image: reflectance ``(H, W, 3)`` float32; values above 255 stand for lamps.
             name: the class of all that is covered.
         """
-        size, (height, width) = self.camera.size, image.shape[:2]
+        height, width = image.shape[:2]
         outline = self.outline(corners)
-        low = np.clip(outline.min(axis=0) >> SUBPIXEL_BITS, 0, size)
-        high = np.clip((outline.max(axis=0) >> SUBPIXEL_BITS) + 1, 0, size)
-        if np.any(high - low < 1):
+        stencil = self._stencil(outline, 0, 1)
+        if stencil is None:
             return
+        window, mask = stencil
         depths = np.linspace(corners[0][2], corners[1][2], width, dtype=np.float32)
         seen = self.light.on_all(image, depths).astype(np.uint8)
         flat = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-        target = (outline / (1 << SUBPIXEL_BITS) - low).astype(np.float32)
-        span = (int(high[0] - low[0]), int(high[1] - low[1]))
-        matrix = cv2.getPerspectiveTransform(flat, target)
-        warped = cv2.warpPerspective(seen, matrix, span, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        mask = np.zeros(span[::-1], np.uint8)
-        cv2.fillPoly(mask, [outline - (low << SUBPIXEL_BITS).astype(np.int32)], [1], shift=SUBPIXEL_BITS)
-        window = (slice(low[1], high[1]), slice(low[0], high[0]))
+        target = outline / (1 << SUBPIXEL_BITS) - (window[1].start, window[0].start)
+        matrix = cv2.getPerspectiveTransform(flat, target.astype(np.float32))
+        warped = cv2.warpPerspective(seen, matrix, mask.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
         cv2.copyTo(warped, mask, self.photo[window])
-        self.label_ids[window][mask == 1] = LABEL_IDS[name]
+        self.label_ids[window][mask > 0] = LABEL_IDS[name]
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: Sequence[int]) -> Floats:

@@ -97,13 +97,9 @@ def _paint_side(canvas: Canvas, body: Vehicle, pose: Pose, side: float, color: R
         pane = [pose.at(forward, up, side * body.half_at(up) * 1.002) for forward, up in window]
         canvas.polygon(pane, scaled(GLASS, 0.9 * sunny), None)
         canvas.polygon(pane[1:4], mix(GLASS, canvas.light.horizon, 0.35), None)
+    rings = ((1.18, scaled(color, 0.3)), (1.0, BLACK), (0.58, (156, 158, 162)), (0.2, (70, 70, 74)))
     for forward in body.wheels:
-        for radius, shade in (
-            (1.18, scaled(color, 0.3)),
-            (1.0, BLACK),
-            (0.58, (156, 158, 162)),
-            (0.2, (70, 70, 74)),
-        ):
+        for radius, shade in rings:
             name = body.name if radius == 1.0 else None
             ring = pose.ring(forward, body.wheel, body.wheel * radius, side * body.half_width * 1.01)
             canvas.polygon([(a, max(b, 0.0), c) for a, b, c in ring], shade, name)
@@ -205,24 +201,11 @@ def paint_bicycle(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
             canvas.tube(pose.at(forward, 0.36), disc[turn], (0.008, 0.008), (188, 188, 186), None, round_=False)
         for start, end in zip(disc, disc[1:] + disc[:1], strict=True):
             canvas.tube(start, end, (0.05, 0.05), BLACK, "bicycle", round_=False)
-    joints = {
-        "rear": (-0.54, 0.36),
-        "pedal": (-0.05, 0.32),
-        "seat": (-0.2, 0.92),
-        "neck": (0.38, 0.9),
-        "front": (0.54, 0.36),
-        "bar": (0.36, 1.08),
-    }
-    for start_name, end_name in (
-        ("rear", "pedal"),
-        ("rear", "seat"),
-        ("pedal", "seat"),
-        ("pedal", "neck"),
-        ("seat", "neck"),
-        ("neck", "front"),
-        ("neck", "bar"),
-    ):
-        canvas.tube(pose.at(*joints[start_name]), pose.at(*joints[end_name]), (0.045, 0.045), frame, "bicycle")
+    rear, front, pedal = pose.at(-0.54, 0.36), pose.at(0.54, 0.36), pose.at(-0.05, 0.32)
+    seat, neck, bar = pose.at(-0.2, 0.92), pose.at(0.38, 0.9), pose.at(0.36, 1.08)
+    for start, ends in ((rear, (pedal, seat)), (pedal, (seat, neck)), (seat, (neck,)), (neck, (front, bar))):
+        for end in ends:
+            canvas.tube(start, end, (0.045, 0.045), frame, "bicycle")
     canvas.tube(pose.at(-0.34, 0.96), pose.at(-0.06, 0.96), (0.07, 0.05), BLACK, "bicycle")
     canvas.tube(pose.at(0.36, 1.08, -0.3), pose.at(0.36, 1.08, 0.3), (0.04, 0.04), BLACK, "bicycle")
 
