@@ -144,3 +144,28 @@ def shell_words(line):
     import shlex
 
     return shlex.split(line)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_writes_the_run_folder(tmp_path, cache_dir):
+    run = tmp_path / "run"
+    data = ("data.scenes={train: 8, val: 3, size: 64}", f"data.cache_dir={cache_dir}", "trainer.max_epochs=2")
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false")
+    command(ROOT / "train.py", *TINY, *data, *ddp, f"hydra.run.dir={run}", cwd=tmp_path, timeout=500)
+    figures = json.loads((run / "metrics.json").read_text())
+    assert figures["images"] == 3
+    assert len((run / "history.csv").read_text().splitlines()) == 3
+    # The score of the last epoch, counted by two processes, is that of its checkpoint, counted by one.
+    rows = (run / "history.csv").read_text().splitlines()
+    scores = [float(line.split(",")[rows[0].split(",").index("val/miou")]) for line in rows[1:]]
+    assert figures["miou"] == pytest.approx(max(scores), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_multirun_trains_each_value_in_a_folder_of_its_own(tmp_path, cache_dir):
+    sweep = tmp_path / "sweep"
+    command(
+        ROOT / "train.py", "-m", *TINY, SCENES, f"data.cache_dir={cache_dir}", "seed=1,2", f"hydra.sweep.dir={sweep}",
+        "hydra.sweep.subdir=seed=${seed}", cwd=tmp_path, timeout=500,
+    )  # fmt: skip
+    assert sorted(path.parent.name for path in sweep.glob("*/metrics.json")) == ["seed=1", "seed=2"]

@@ -66,8 +66,8 @@ def _short_message(error: Exception) -> str:
 def expand_resume(arguments: Sequence[str]) -> list[str]:
     """Point Hydra at the folder of the run that goes on, and keep its original config files.
 
-    >>> expand_resume(["resume=outputs/a", "trainer.max_epochs=9"])[:3]
-    ['resume=outputs/a', 'trainer.max_epochs=9', 'hydra.run.dir=outputs/a']
+    >>> expand_resume(["resume=.", "trainer.max_epochs=9"])[:3]
+    ['resume=.', 'trainer.max_epochs=9', 'hydra.run.dir=.']
     """
     arguments = list(arguments)
     folder = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("resume=")), "")

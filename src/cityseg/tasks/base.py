@@ -42,7 +42,7 @@ class Task(pl.LightningModule):
         self._metrics = nn.ModuleDict(
             {
                 stage: SegmentationMetrics(label_space.num_classes, ignore_index=label_space.ignore_index)
-                for stage in ("val_", "test_")
+                for stage in ("val", "test")
             }
         )
 
@@ -71,7 +71,7 @@ class Task(pl.LightningModule):
         self._finish("test")
 
     def _metric(self, stage: Stage) -> SegmentationMetrics:
-        return cast(SegmentationMetrics, self._metrics[f"{stage}_"])
+        return cast(SegmentationMetrics, self._metrics[stage])
 
     def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
         logits: Tensor = self(batch["photo"])
