@@ -29,8 +29,7 @@ TINY = (
     "data.crop=64",
     "data.batch_size=2",
     "data.workers=0",
-    "model.encoder=tu-test_resnet",
-    "+model.decoder_channels=[32, 16, 16, 8, 8]",
+    "model.encoder=resnet18",
     "trainer.precision=32-true",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=1",
@@ -120,6 +119,7 @@ def trained(tmp_path_factory, cache_dir):
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", readme_commands("train.py"))
 def test_readme_training_commands_run(line, tmp_path, cache_dir, trained):
     typed = [re.sub(r"^data\.root=.*", "data.root=null", word) for word in shell_words(line)[2:]]
@@ -133,6 +133,7 @@ def test_readme_training_commands_run(line, tmp_path, cache_dir, trained):
     command(ROOT / "train.py", *TINY, SCENES, f"data.cache_dir={cache_dir}", *typed, cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", readme_commands("evaluate.py"))
 def test_readme_evaluation_commands_run(line, tmp_path, trained):
     typed = [re.sub(r"^ckpt=.*", f"ckpt={trained}/checkpoints/best.ckpt", word) for word in shell_words(line)[2:]]

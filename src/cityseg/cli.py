@@ -8,11 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cityseg.errors import CitysegError, did_you_mean
 
 log = logging.getLogger(__name__)
+
+
+class ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever standard output is at the moment, so that a progress bar can keep lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        self.stream = sys.stdout
+        super().emit(record)
 
 
 def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:

@@ -52,7 +52,7 @@ def evaluate(config: DictConfig, run_dir: Path) -> float | None:
     if samples.labels is None and not config.predictions:
         log.warning("split %s of %s has no labels: nothing can be scored", config.split, data.dataset_name)
     pictures = Pictures(run_dir, samples, panels=config.panels, predictions=config.predictions)
-    figures = score(task, data, config.split, build_trainer(run, [pictures], enable_progress_bar=False))
+    figures = score(task, data, config.split, build_trainer(run, [pictures], progress=True))
     figures |= {
         "checkpoint": str(checkpoint.path.absolute()),
         "trained_epochs": checkpoint.epochs,

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
+from cityseg.callbacks.progress import ProgressBar
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.statistics import class_pixel_counts
 from cityseg.errors import ConfigError, Problems
@@ -92,23 +93,35 @@ def build_loggers(config: DictConfig) -> list[Logger]:
 
 
 def build_trainer(
-    config: DictConfig, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = (), **changes: Any
+    config: DictConfig,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    *,
+    progress: bool = False,
+    **changes: Any,
 ) -> pl.Trainer:
-    """The trainer; our samplers share the data between processes themselves."""
+    """The trainer; our samplers share the data between processes themselves.
+
+    Args:
+        config: the run's config.
+        callbacks: its callbacks.
+        loggers: its loggers.
+        progress: show a progress bar where there is a terminal.
+        changes: arguments of the trainer other than the config's.
+    """
+    bar = progress and sys.stdout.isatty()
     return cast(
         pl.Trainer,
         build(
             config.trainer,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, ProgressBar()] if bar else list(callbacks),
             logger=list(loggers) or False,
             default_root_dir=config.run_dir,
             enable_checkpointing=any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in callbacks),
-            **{
-                "enable_model_summary": False,
-                "enable_progress_bar": sys.stdout.isatty(),
-                "use_distributed_sampler": False,
-                **changes,
-            },
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+            use_distributed_sampler=False,
+            **changes,
         ),
     )
 

@@ -114,7 +114,7 @@ def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_fr
     plain: Any = OmegaConf.to_container(config, resolve=False)
     plain["resume"] = None
     callbacks = [*build_callbacks(config), EpochSeed(config.seed), SelfContained(plain, data.label_space)]
-    trainer = build_trainer(config, callbacks, build_loggers(config))
+    trainer = build_trainer(config, callbacks, build_loggers(config), progress=True)
     for logger in trainer.loggers:
         if not isinstance(logger, TensorBoardLogger):  # that one takes them together with the final score
             logger.log_hyperparams(hyperparameters(config))
@@ -135,7 +135,7 @@ def _finish(
     best = load_checkpoint(run_dir / "checkpoints" / "best.ckpt")
     load_weights(task, best)
     pictures = Pictures(run_dir, data.samples("val"), panels=config.panels, predictions=False)
-    scorer = build_trainer(config, [pictures], devices=1, strategy="auto", num_nodes=1, enable_progress_bar=False)
+    scorer = build_trainer(config, [pictures], devices=1, strategy="auto", num_nodes=1)
     figures = score(task, data, "val", scorer)
     figures |= {
         "epochs": trainer.current_epoch,
