@@ -3,7 +3,8 @@
     python evaluate.py ckpt=PATH predictions=true hydra.run.dir=SCORED
     python benchmarks/official_scores.py SCORED TRUTH
 
-TRUTH is a folder with ``*_gtFine_labelIds.png`` files, at any depth. Needs ``pip install cityseg[cityscapes]``.
+TRUTH is a folder with ``*_gtFine_labelIds.png`` files, at any depth, or a split of composites (``PAIRS/val``), whose
+decoded labels are then written as such files first. Needs ``pip install cityseg[cityscapes]``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+from cityseg.data.color_labels import PaletteDecoder
+from cityseg.data.pairs import PairsReader
+from cityseg.labels import label_space
 
 
 def official_scores(predictions: Sequence[Path], truths: Sequence[Path]) -> dict[str, Any]:
@@ -52,6 +59,17 @@ def _difference(ours: float | None, official: float | None) -> float:
     return math.inf if any(missing) or ours is None or official is None else abs(ours - official)
 
 
+def write_truth(composites: Path, folder: Path) -> Path:
+    """Decode the label halves of composites as data=pairs does, and write them as label-id files."""
+    space = label_space("cityscapes19")
+    reader = PairsReader(PaletteDecoder(space))
+    for path in composites.iterdir():
+        target = reader(path, path).target
+        assert target is not None
+        Image.fromarray(space.to_label_ids(target)).save(folder / f"{path.stem}_gtFine_labelIds.png")
+    return folder
+
+
 def match(scored: Path, truth: Path) -> tuple[list[Path], list[Path]]:
     """Predictions under a run folder, and the truth of each."""
     truths = {path.name.removesuffix("_gtFine_labelIds.png"): path for path in truth.rglob("*_gtFine_labelIds.png")}
@@ -66,8 +84,11 @@ def main() -> None:
     parser.add_argument("truth", type=Path, help="folder of the true label ids")
     options = parser.parse_args()
     ours = json.loads((options.scored / "metrics.json").read_text())
-    predictions, truths = match(options.scored, options.truth)
-    official = official_scores(predictions, truths)
+    with tempfile.TemporaryDirectory() as folder:
+        as_files = any(options.truth.rglob("*_gtFine_labelIds.png"))
+        truth = options.truth if as_files else write_truth(options.truth, Path(folder))
+        predictions, truths = match(options.scored, truth)
+        official = official_scores(predictions, truths)
     found = differences(ours, official)
     print(f"{len(predictions)} images, {len(found)} scores, largest difference {max(found.values()):.1e}")
     print(f"mean IoU of classes: {ours['miou']:.6f}, official {official['averageScoreClasses']:.6f}")
