@@ -167,6 +167,6 @@ def test_a_multirun_trains_each_value_in_a_folder_of_its_own(tmp_path, cache_dir
     sweep = tmp_path / "sweep"
     command(
         ROOT / "train.py", "-m", *TINY, SCENES, f"data.cache_dir={cache_dir}", "seed=1,2", f"hydra.sweep.dir={sweep}",
-        "hydra.sweep.subdir=seed=${seed}", cwd=tmp_path, timeout=500,
+        "hydra.sweep.subdir=seed_${seed}", cwd=tmp_path, timeout=500,
     )  # fmt: skip
-    assert sorted(path.parent.name for path in sweep.glob("*/metrics.json")) == ["seed=1", "seed=2"]
+    assert sorted(path.parent.name for path in sweep.glob("*/metrics.json")) == ["seed_1", "seed_2"]

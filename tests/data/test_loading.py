@@ -54,6 +54,7 @@ def test_evaluation_batches_hold_one_size_and_every_sample_once():
     assert list(SameSizeBatches(sizes, 2)) == [[0, 1], [2], [3, 4], [5]]
     shared = [index for rank in (0, 1) for batch in SameSizeBatches(sizes, 2, rank, 2) for index in batch]
     assert sorted(shared) == list(range(6))
+    assert [len(SameSizeBatches(sizes[:3], 4, rank, 2)) for rank in (0, 1)] == [2, 1]  # none goes without
 
 
 @pytest.fixture

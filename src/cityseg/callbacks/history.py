@@ -84,7 +84,8 @@ class EpochLines(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the line."""
-        log.info("%s", epoch_line(trainer.current_epoch + 1, trainer.max_epochs, trainer.callback_metrics))
+        if trainer.is_global_zero:
+            log.info("%s", epoch_line(trainer.current_epoch + 1, trainer.max_epochs, trainer.callback_metrics))
 
 
 def epoch_line(epoch: int, epochs: int | None, figures: Mapping[str, Any]) -> str:

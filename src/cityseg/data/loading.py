@@ -149,6 +149,7 @@ class SameSizeBatches(Sampler[list[int]]):
     def __init__(self, sizes: npt.NDArray[np.int32], batch_size: int, rank: int = 0, world: int = 1) -> None:
         """See the class."""
         self._batches: list[tuple[int, int]] = []
+        batch_size = max(min(batch_size, len(sizes) // world), 1)  # a process without a batch is an error
         start = 0
         for index in range(1, len(sizes) + 1):
             if index == len(sizes) or index - start == batch_size or (sizes[index] != sizes[start]).any():

@@ -80,6 +80,7 @@ def score(task: Task, data: SegmentationDataModule, split: str, trainer: pl.Trai
     Returns:
         The content of ``metrics.json``, fractions, None for an absent class; without scores where there are no labels.
     """
+    data.trainer = trainer  # the loaders share a split between this trainer's processes, not the training's
     logged = trainer.test(task, dataloaders=data.eval_dataloader(split), verbose=False)
     figures: dict[str, Any] = {"dataset": data.dataset_name, "split": split}
     if task.scores is not None:

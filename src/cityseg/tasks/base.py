@@ -62,6 +62,12 @@ class Task(pl.LightningModule):
         """Predicted train ids ``(B, H, W)`` uint8."""
         return cast(Tensor, self(batch["photo"])).argmax(dim=1).to(torch.uint8)
 
+    def on_validation_start(self) -> None:
+        """Let every process validate what the first would save: until now batch-norm statistics are its own."""
+        if self.trainer.world_size > 1:
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the epoch."""
         self._finish("val")
@@ -99,7 +105,8 @@ class Task(pl.LightningModule):
         figures = {"miou": scores["miou"], "mpa": scores["mpa"], "pixel_accuracy": scores["pixel_accuracy"]}
         for key, value in figures.items():
             # A split without one valid pixel has no score; NaN is what a logger can take for it.
-            self.log(f"{stage}/{key}", float("nan") if value is None else value, prog_bar=key == "miou")
+            figure = float("nan") if value is None else value
+            self.log(f"{stage}/{key}", figure, prog_bar=key == "miou", sync_dist=True)
 
 
 def optimizer_steps(trainer: pl.Trainer) -> tuple[int, int]:

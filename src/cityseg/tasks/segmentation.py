@@ -45,7 +45,7 @@ class SegmentationTask(Task):
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=size, prog_bar=True)
         # Such a batch teaches nothing: its loss is 0. Many of them mean that labels are missing or read wrongly.
         only_void = (target == self.label_space.ignore_index).all().float()
-        self.log("train/void_batches", only_void, on_step=False, on_epoch=True, reduce_fx="sum", batch_size=size)
+        self.log("train/void_batches", only_void, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:
