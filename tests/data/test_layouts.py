@@ -119,6 +119,12 @@ def test_no_root_means_the_built_in_scenes_in_that_layout(module, extra, cache_d
     assert len(set(pair.target.ravel()) - {255}) > 3
 
 
+@pytest.mark.parametrize(("size", "crop"), [((24, 32), (24, 32)), ((256, 256), (192, 192)), ((360, 480), (256, 352))])
+def test_an_automatic_crop_is_three_quarters_of_small_photos(tmp_path, size, crop):
+    data = GtFineDataModule(str(write_gtfine(tmp_path, size=size)), **{**OPTIONS, "crop": "auto"})
+    assert data.crop_size() == crop
+
+
 def test_a_crop_is_never_larger_than_the_photos(tmp_path):
     data = GtFineDataModule(str(write_gtfine(tmp_path)), **{**OPTIONS, "crop": [512, 16]})
     assert data.crop_size() == (24, 16)

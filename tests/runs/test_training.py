@@ -216,3 +216,17 @@ def test_batches_of_nothing_but_void_cost_nothing_and_are_counted(tmp_path, run_
     assert float(row["train/loss"]) == 0
     assert float(row["train/void_batches"]) == 2
     assert math.isfinite(float(row["val/loss"]))
+
+
+def own_schedule(optimizer, *, total_steps, steps_per_epoch):
+    """Code of the user's own, which a config may name."""
+    return {"scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer), "interval": "epoch", "frequency": 1}
+
+
+def test_own_code_is_resumed_only_when_trusted(run_tiny):
+    own = ("scheduler=none", "scheduler._target_=tests.runs.test_training.own_schedule", "~scheduler.warmup_epochs")
+    folder = run_tiny(*own)
+    with pytest.raises(ConfigError, match=r"tests\.runs\.test_training\.own_schedule, which is refused"):
+        run_tiny(f"resume={folder}", "trainer.max_epochs=2")
+    run_tiny(f"resume={folder}", "trainer.max_epochs=2", "trusted=[tests]")
+    assert len(losses(folder)) == 2

@@ -91,8 +91,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         for name, value in numbers.items():
             if not isinstance(value, int) or value < 1:
                 problems.add(f"data.{name}: found {value!r}, expected a whole number of at least 1")
-        sides = [self._crop] if isinstance(self._crop, int) else self._crop
-        if self._crop != "auto" and not (len(sides) in (1, 2) and all(isinstance(n, int) and n > 0 for n in sides)):
+        sides = (self._crop, self._crop) if isinstance(self._crop, int) else self._crop
+        if sides != "auto" and not (len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)):
             problems.add(f"data.crop: found {self._crop!r}, expected 'auto', one number or [height, width]")
         if not isinstance(self._workers, int) or self._workers < 0:
             problems.add(f"data.workers: found {self._workers!r}, expected 'auto' or a whole number from 0")

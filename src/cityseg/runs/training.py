@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def train(config: DictConfig, run_dir: Path, typed: list[str]) -> float | None:
     last = run_dir / "checkpoints" / "last.ckpt"
     resuming = config.resume is not None
     if resuming:
-        config = _saved_config(last, typed, run_dir)
+        config = _saved_config(last, typed, run_dir, config.trusted)
     settle(config)
     pl.seed_everything(config.seed, workers=False, verbose=False)
     data, task = _prepare(config)
@@ -78,14 +79,14 @@ def train(config: DictConfig, run_dir: Path, typed: list[str]) -> float | None:
     return None if figures["miou"] is None else float(figures["miou"])
 
 
-def _saved_config(last: Path, typed: list[str], run_dir: Path) -> DictConfig:
+def _saved_config(last: Path, typed: list[str], run_dir: Path, trusted: Sequence[str]) -> DictConfig:
     if not last.is_file():
         raise CheckpointError(
             f"resume={run_dir}: found no {last.relative_to(run_dir)} in it, expected the folder of a run that has "
             "started to train. Fix: correct the path, or start the run again without resume"
         )
     checkpoint = load_checkpoint(last)
-    check_trusted(checkpoint.config)
+    check_trusted(checkpoint.config, trusted)
     log.info("resuming %s after %d epochs", run_dir, checkpoint.epochs)
     return resume_config(checkpoint.config, typed, str(run_dir))
 
