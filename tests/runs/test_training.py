@@ -187,6 +187,27 @@ def test_class_weights_as_a_list_must_fit_the_classes(run_tiny):
         run_tiny("loss.class_weights=[1, 2]")
 
 
+def test_every_epoch_has_an_order_and_crops_of_its_own(run_tiny, monkeypatch):
+    from cityseg.tasks.segmentation import SegmentationTask
+
+    seen = {}
+    step = SegmentationTask.training_step
+
+    def recording_step(self, batch, batch_idx):
+        seen.setdefault(self.current_epoch, []).append(
+            (batch["index"].tolist(), batch["photo"].sum(dim=(1, 2, 3)).tolist())
+        )
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", recording_step)
+    run_tiny("trainer.max_epochs=3", "augment=strong")
+    orders = [[index for indices, _ in seen[epoch] for index in indices] for epoch in range(3)]
+    crops = [{i: s for indices, sums in seen[epoch] for i, s in zip(indices, sums, strict=True)} for epoch in range(3)]
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert all(crops[0][index] != crops[1][index] for index in range(6))
+
+
 def test_early_stopping_stops(run_tiny):
     folder = run_tiny(
         "trainer.max_epochs=6", "callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1",

@@ -45,8 +45,10 @@ class LastCheckpoint(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what the epochs so far have led to."""
         # Nothing of this epoch has run. Told so, a resumed loop starts it like any other: else it would take the last
-        # epoch's batches for its own and end at once, and would leave out this epoch's step of a plateau schedule.
+        # epoch's batches for its own and end at once, leave out this epoch's step of a plateau schedule, and go on with
+        # batches that its workers fetched before they knew the epoch.
         trainer.fit_loop.restarting = False
+        trainer.fit_loop.on_iteration_done()
         self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -188,8 +188,6 @@ class SegmentationDataModule(pl.LightningDataModule):
         samples = self.samples("train")
         dataset = TrainDataset(samples, self.reader, self._augment, self.crop_size(), self._seed)
         batches = TrainBatches(len(samples), self._batch_size, self._seed, *self._processes())
-        if self.trainer is not None:  # a resumed run asks for batches before it says which epoch they are for
-            batches.set_epoch(self.trainer.current_epoch)
         return self._loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -118,6 +118,11 @@ class TrainBatches(Sampler[list[Key]]):
         self._batch_size = min(batch_size, max(count // world, 1))
         self._epoch = 0
 
+    @property
+    def sampler(self) -> TrainBatches:
+        """Itself: the trainer tells the epoch to a batch sampler's `sampler`, not to the batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; the trainer calls this, also after a resume."""
         self._epoch = epoch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cityseg.errors import CitysegError, ConfigError, Problems, did_you_mean
 from cityseg.runs.keys import dotted_keys
-
-log = logging.getLogger(__name__)
 
 TRUSTED = (
     "albumentations.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +17,6 @@ from cityseg.data.loading import Batch
 from cityseg.data.samples import Samples
 from cityseg.models.network import count_parameters
 from cityseg.tasks.base import Task
-
-log = logging.getLogger(__name__)
 
 PROTOCOL = "whole images at the resolution of the ground truth"
 
