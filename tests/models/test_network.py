@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from cityseg.models.network import SegmentationNetwork, count_parameters
+from cityseg.errors import ConfigError
+from cityseg.models.network import SegmentationNetwork, count_parameters, encoder_parameters, encoder_stages
 
 MEAN, STD = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
 
@@ -137,3 +140,103 @@ def test_the_network_can_be_exported():
     photos = torch.randint(0, 256, (1, 3, 21, 13), dtype=torch.uint8)
     exported = torch.export.export(wrapped, (photos,)).module()
     torch.testing.assert_close(exported(photos), wrapped(photos))
+
+
+class Encoder(nn.Module):
+    """Three maps, at 1/2, 1/4 and 1/8; a weight of its own beside its stages, and one that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(1, 1)
+        self.last = nn.Sequential(nn.Conv2d(4, 6, 2, stride=2), nn.Dropout(0.5))  # not registered in order
+        self.first = nn.Sequential(nn.Conv2d(3, 2, 2, stride=2), nn.BatchNorm2d(2))
+        self.second = nn.Conv2d(2, 4, 2, stride=2)
+        self.dropout = nn.Dropout(0.5)
+        self.offset = nn.Parameter(torch.zeros(2, 1, 1))
+
+    def forward(self, x):
+        first = self.first(x) + self.offset
+        second = self.dropout(self.second(first))
+        return [x, first, second, self.last(second)]
+
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = Encoder(), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.encoder(x)[-1])
+
+
+def test_stages_go_by_the_finest_map_that_depends_on_a_weight():
+    wrapped = network(Body(), divisor=8)
+    encoder = wrapped.encoder
+    first, second, last = encoder_stages(wrapped)
+    assert first[1:] == [encoder.first]
+    assert [p is encoder.offset for p in first[0].parameters()] == [True]
+    assert second == [encoder.second, encoder.dropout]
+    assert last == [encoder.unused, encoder.last]
+    assert encoder_parameters(wrapped) == list(encoder.parameters())
+
+
+def test_looking_for_stages_changes_nothing_and_works_on_a_frozen_encoder():
+    wrapped = network(Body(), divisor=8)
+    expected = encoder_stages(network(Body(), divisor=8))
+    wrapped.encoder.requires_grad_(False)
+    wrapped.encoder.second.eval()
+    before = {key: value.clone() for key, value in wrapped.state_dict().items()}
+    modes, state = [m.training for m in wrapped.modules()], torch.get_rng_state()
+    with torch.no_grad():
+        assert [len(stage) for stage in encoder_stages(wrapped)] == [len(stage) for stage in expected]
+    assert [m.training for m in wrapped.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in wrapped.state_dict().items())
+    assert all(p.grad is None for p in wrapped.parameters())
+    assert not any(p.requires_grad for p in wrapped.encoder.parameters())
+
+
+def test_a_network_without_an_encoder_has_no_stages_and_no_auxiliary_head():
+    wrapped = network(nn.Conv2d(3, 2, 1))
+    assert encoder_stages(wrapped) == encoder_parameters(wrapped) == []
+    with pytest.raises(ConfigError, match=r"found 0 feature maps .*Fix: model.auxiliary_head=false"):
+        wrapped.add_auxiliary_head()
+    with pytest.raises(ConfigError, match=r"Fix: model.auxiliary_head=true"):
+        wrapped.forward_auxiliary(torch.zeros(1, 3, 8, 8))
+
+
+def test_frozen_batch_normalisation_stays_in_eval_mode():
+    body = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.Dropout())
+    wrapped = network(body)
+    body[1].requires_grad_(False)
+    assert [m.training for m in wrapped.train().body] == [True, False, True, True]
+    body[1].requires_grad_(True)
+    assert all(m.training for m in wrapped.train().body)
+    assert not any(m.training for m in wrapped.eval().modules())
+
+
+def test_the_auxiliary_head_scores_the_second_coarsest_map_in_the_same_pass():
+    wrapped = network(Body(), divisor=8)
+    wrapped.add_auxiliary_head()
+    wrapped.eval()
+    photos, seen = torch.randint(0, 256, (2, 3, 21, 30), dtype=torch.uint8), []
+    handle = wrapped.encoder.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    logits, auxiliary = wrapped.forward_auxiliary(photos)
+    handle.remove()
+    assert len(seen) == 1
+    torch.testing.assert_close(logits, wrapped(photos))
+    small = wrapped.auxiliary(seen[0][2])
+    assert small.shape == (2, 2, 6, 8)
+    expected = nn.functional.interpolate(small, size=(24, 32), mode="bilinear", align_corners=False)[..., :21, :30]
+    torch.testing.assert_close(auxiliary, expected)
+    assert not wrapped.encoder._forward_hooks
+    assert [type(m) for m in wrapped.auxiliary] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Dropout, nn.Conv2d]
+
+
+def test_a_copy_of_a_network_has_an_auxiliary_head_of_its_own():
+    wrapped = network(Body(), divisor=8)
+    wrapped.add_auxiliary_head()
+    copied = copy.deepcopy(wrapped)
+    photos = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    nn.init.zeros_(wrapped.auxiliary.head.weight)
+    assert not torch.equal(copied.eval().forward_auxiliary(photos)[1], wrapped.eval().forward_auxiliary(photos)[1])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cityseg.errors import ConfigError
+from cityseg.models import encoders
 from cityseg.models import smp as door
 from cityseg.models.smp import ARCHITECTURES, build
 
@@ -207,7 +208,7 @@ def test_weights_that_cannot_be_fetched_name_both_ways_out(encoder, monkeypatch)
     def unreachable(*args, **kwargs):
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(door, "get_session", unreachable)
+    monkeypatch.setattr(encoders, "get_session", unreachable)
     for module in ("segmentation_models_pytorch.encoders", "timm.models._hub"):
         monkeypatch.setattr(f"{module}.hf_hub_download", unreachable)
     with pytest.raises(ConfigError, match=rf"(?s){encoder}.*model.pretrained=false.*model.pretrained=/path"):
@@ -243,8 +244,8 @@ def test_a_local_file_of_timm_is_loaded_under_timms_names(name, tmp_path):
     whole = timm.create_model(name)
     save_file(whole.state_dict(), tmp_path / "model.safetensors")
     encoder = small(encoder=f"tu-{name}", pretrained=str(tmp_path / "model.safetensors")).body.encoder
-    expected = {door._flat(key): value for key, value in whole.state_dict().items()}
-    loaded = {door._flat(key): value for key, value in encoder.state_dict().items()}
+    expected = {encoders.flat(key): value for key, value in whole.state_dict().items()}
+    loaded = {encoders.flat(key): value for key, value in encoder.state_dict().items()}
     assert loaded.keys() <= expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in loaded.items())
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cityseg.errors import ConfigError
+
 LARGE_STEP = 128  # pixels; above it a dry run on several steps would be slow
+PROBE_SIZE = 64  # pixels a side of the empty photo that the encoder's feature maps are looked at with
 
 
 class SegmentationNetwork(nn.Module):
@@ -19,6 +24,9 @@ class SegmentationNetwork(nn.Module):
     bottom to a size that the body takes; the logits are cropped back. The padding is zero after
     normalisation, that is the mean colour: unlike reflection, it exists for photos of any size.
 
+    Batch normalisation whose weights are frozen (``requires_grad`` is False) stays in eval mode, so that it keeps
+    the statistics it was trained with.
+
     Attributes:
         body: the wrapped network, ``(B, 3, H, W)`` normalised float -> ``(B, C, h, w)`` logits.
         num_classes: C.
@@ -26,6 +34,7 @@ class SegmentationNetwork(nn.Module):
         min_size: the least height and width that the body sees.
         fixed_size: the only (height, width) that the body takes, or None where it takes every multiple.
         min_train_batch: the least batch size in training: 2 where a BatchNorm follows a global pooling.
+        auxiliary: the auxiliary head, None unless :meth:`add_auxiliary_head` has made one.
     """
 
     scale: Tensor
@@ -69,6 +78,8 @@ class SegmentationNetwork(nn.Module):
         self.min_size = min_size
         self.fixed_size = fixed_size
         self.min_train_batch = min_train_batch
+        self.auxiliary: nn.Module | None = None
+        self._first_maps: dict[str, int] = {}  # what encoder_stages has found
         # Not part of the weights: they are constants of the encoder, which the builder sets again.
         inverse_std = 1.0 / torch.tensor(list(std)).view(1, 3, 1, 1)
         shift = -torch.tensor(list(mean)).view(1, 3, 1, 1) * inverse_std
@@ -87,6 +98,33 @@ class SegmentationNetwork(nn.Module):
         Raises:
             ValueError: if the photos are not of that shape, or the body cannot take their size.
         """
+        return self._at_size(self.body(self._prepare(photos)), photos)
+
+    def forward_auxiliary(self, photos: Tensor) -> tuple[Tensor, Tensor]:
+        """Score every pixel twice in one pass: by the network, and by its auxiliary head. For training only.
+
+        Args:
+            photos: as in :meth:`forward`.
+
+        Returns:
+            Logits and auxiliary logits, both ``(B, C, H, W)`` as from :meth:`forward`.
+
+        Raises:
+            ConfigError: if the network has no auxiliary head.
+            ValueError: as :meth:`forward`.
+        """
+        if self.encoder is None or self.auxiliary is None:
+            raise ConfigError("found a network without an auxiliary head. Fix: model.auxiliary_head=true")
+        maps: list[Tensor] = []
+        handle = self.encoder.register_forward_hook(lambda module, inputs, output: maps.extend(_feature_maps(output)))
+        try:
+            logits = self.body(self._prepare(photos))
+        finally:
+            handle.remove()
+        return self._at_size(logits, photos), self._at_size(self.auxiliary(maps[-2]), photos)
+
+    def _prepare(self, photos: Tensor) -> Tensor:
+        """Photos as the body takes them: normalised and padded, channels last."""
         if photos.ndim != 4 or photos.shape[1] != 3:
             raise ValueError(
                 f"found photos of shape {tuple(photos.shape)}, expected (B, 3, H, W): a batch of RGB photos"
@@ -95,10 +133,61 @@ class SegmentationNetwork(nn.Module):
         padded_height, padded_width = self.padded_size(height, width)
         x = photos.to(self.scale.dtype) * self.scale + self.shift
         x = F.pad(x, (0, padded_width - width, 0, padded_height - height))
-        logits: Tensor = self.body(x.contiguous(memory_format=torch.channels_last))
-        if logits.shape[-2:] != x.shape[-2:]:
-            logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _at_size(self, logits: Tensor, photos: Tensor) -> Tensor:
+        """What the body gives for padded photos, at the photos' own size."""
+        height, width = photos.shape[-2:]
+        padded = self.padded_size(height, width)
+        if logits.shape[-2:] != padded:
+            logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
+
+    def train(self, mode: bool = True) -> Self:
+        """Choose training or eval mode; frozen batch normalisation is in eval mode in both."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The part of the body that gives feature maps, from fine to coarse; None where it has no such part."""
+        return _encoder(self)
+
+    @property
+    def has_auxiliary(self) -> bool:
+        """True if :meth:`forward_auxiliary` can be called."""
+        return self.auxiliary is not None
+
+    def add_auxiliary_head(self) -> None:
+        """Add a small fully convolutional head on the encoder's second deepest map, at 1/16 in a whole encoder.
+
+        See Zhao et al., Pyramid scene parsing network, CVPR 2017, section 3.3: its loss, of which 0.4 is added in
+        training, helps the encoder to learn.
+
+        Raises:
+            ConfigError: if the network has no encoder with two feature maps.
+        """
+        maps = [] if self.encoder is None else _probe(self, {})
+        if len(maps) < 2:
+            raise ConfigError(
+                f"model.auxiliary_head: found {len(maps)} feature maps in the encoder, expected 2 or more. "
+                "Fix: model.auxiliary_head=false, or another model"
+            )
+        channels = maps[-2].shape[1]
+        inner = max(channels // 4, 1)
+        head = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(channels, inner, 3, padding=1, bias=False),
+                norm=nn.BatchNorm2d(inner),
+                act=nn.ReLU(inplace=True),
+                dropout=nn.Dropout(0.1),
+                head=nn.Conv2d(inner, self.num_classes, 1),
+            )
+        )
+        self.auxiliary = head.to(device=self.scale.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that the body sees for a photo of this many pixels.
@@ -180,7 +269,101 @@ def count_parameters(module: nn.Module) -> dict[str, int]:
         "total": sum(p.numel() for p in parameters),
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
     }
-    encoder = getattr(getattr(module, "body", module), "encoder", None)
-    if isinstance(encoder, nn.Module):
+    encoder = _encoder(module)
+    if encoder is not None:
         counts["encoder"] = sum(p.numel() for p in encoder.parameters())
     return counts
+
+
+def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The encoder's weights; none where the network has no encoder."""
+    encoder = _encoder(network)
+    return [] if encoder is None else list(encoder.parameters())
+
+
+def encoder_stages(network: SegmentationNetwork) -> list[list[nn.Module]]:
+    """Divide the encoder into stages from its input to its output, one for each feature map it gives.
+
+    A weight belongs to the stage of the finest map that depends on it (found by autograd on an empty photo, since
+    encoders neither name nor register their parts alike); weights that no map depends on belong to the last stage.
+    The stem is in the first one. An encoder whose finest map passes through all of it, as HRNet's does, has few
+    stages.
+
+    Args:
+        network: the network; its modes, weights, gradients and random state stay as they were.
+
+    Returns:
+        Modules by stage: each weight of the encoder is in exactly one of them. The modules are the encoder's own,
+        except that weights which a module has beside submodules of several stages come in a ``ParameterList``.
+        Empty where the network has no encoder.
+    """
+    encoder = _encoder(network)
+    if encoder is None:
+        return []
+    if not network._first_maps:
+        with torch.enable_grad():
+            network._first_maps = _first_maps(network, encoder)
+    numbers = {p: network._first_maps[name] for name, p in encoder.named_parameters()}
+    stages: list[list[nn.Module]] = [[] for _ in range(max(numbers.values(), default=-1) + 1)]
+    current = 0
+    for number, part in _parts(encoder, numbers):
+        current = current if number is None else number  # what has no weights goes with what it follows
+        stages[current].append(part)
+    return stages
+
+
+def _encoder(module: nn.Module) -> nn.Module | None:
+    encoder = getattr(getattr(module, "body", module), "encoder", None)
+    return encoder if isinstance(encoder, nn.Module) else None
+
+
+def _first_maps(network: SegmentationNetwork, encoder: nn.Module) -> dict[str, int]:
+    """Name of each weight of the encoder -> number of the finest feature map that depends on it."""
+    left = {name: p.detach().requires_grad_() for name, p in encoder.named_parameters()}
+    found: dict[str, int] = {}
+    number = 0
+    for feature_map in _probe(network, left):
+        if not left or not feature_map.requires_grad:  # some encoders give the photo itself as the first map
+            continue
+        gradients = torch.autograd.grad(feature_map.sum(), list(left.values()), retain_graph=True, allow_unused=True)
+        reached = [name for name, gradient in zip(left, gradients, strict=True) if gradient is not None]
+        for name in reached:
+            found[name] = number
+            del left[name]
+        number += bool(reached)
+    return {**found, **dict.fromkeys(left, max(number - 1, 0))}
+
+
+def _probe(network: SegmentationNetwork, weights: dict[str, Tensor]) -> list[Tensor]:
+    """The encoder's feature maps of an empty photo in eval mode, with these weights in place of its own."""
+    encoder = network.encoder
+    assert encoder is not None
+    size = network.padded_size(PROBE_SIZE, PROBE_SIZE) if network.fixed_size is None else network.fixed_size
+    photo = torch.zeros(1, 3, *size, dtype=network.scale.dtype, device=network.scale.device)
+    modes = {module: module.training for module in encoder.modules()}
+    encoder.eval()
+    try:
+        return _feature_maps(torch.func.functional_call(encoder, weights, (photo,)))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _parts(module: nn.Module, numbers: dict[nn.Parameter, int]) -> Iterator[tuple[int | None, nn.Module]]:
+    """The largest parts of a module whose weights have one number, with it; None for parts without weights."""
+    found = {numbers[p] for p in module.parameters()}
+    if len(found) < 2:
+        yield next(iter(found), None), module
+        return
+    for parameter in module.parameters(recurse=False):
+        yield numbers[parameter], nn.ParameterList([parameter])
+    for child in module.children():
+        yield from _parts(child, numbers)
+
+
+def _feature_maps(output: Any) -> list[Tensor]:
+    """The feature maps ``(B, C, h, w)`` in what an encoder gives, from fine to coarse."""
+    if isinstance(output, tuple) and output and isinstance(output[0], list | tuple):
+        output = output[0]  # plain vision transformers give their prefix tokens beside the maps
+    maps = [output] if isinstance(output, Tensor) else list(output)
+    return [part for part in maps if part.ndim == 4 and part.shape[1] > 0]  # the library fills gaps with empty maps
