@@ -1,8 +1,10 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
 
-from cityseg.data.loading import SameSizeBatches, TrainBatches
+from cityseg.data.loading import Key, SameSizeBatches, TrainBatches
 from cityseg.data.pairs import PairsDataModule
 from cityseg.data.transforms import Augment
 
@@ -14,11 +16,11 @@ def keys(batches):
 def test_an_epoch_has_every_sample_once_and_epochs_differ():
     batches = TrainBatches(12, 4, seed=1)
     first = keys(batches)
-    assert sorted(index for _, index in first) == list(range(12))
+    assert sorted(index for _, index, _ in first) == list(range(12))
     batches.set_epoch(1)
     second = keys(batches)
-    assert [index for _, index in first] != [index for _, index in second]
-    assert {epoch for epoch, _ in second} == {1}
+    assert [index for _, index, _ in first] != [index for _, index, _ in second]
+    assert {epoch for epoch, _, _ in second} == {1}
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -47,6 +49,53 @@ def test_two_processes_see_in_a_step_what_one_with_twice_the_batch_sees():
     whole = list(TrainBatches(24, 8, seed=5))
     halves = zip(TrainBatches(24, 4, 5, rank=0, world=2), TrainBatches(24, 4, 5, rank=1, world=2), strict=True)
     assert [sorted(batch) for batch in whole] == [sorted(a + b) for a, b in halves]
+
+
+BALANCED = np.array([0.7, 0.1, 0.1, 0.1])
+
+
+def balanced(seed=3, batch=4, rank=0, world=1, epoch=0, probabilities=None):
+    chosen = np.repeat(BALANCED / 10, 10) if probabilities is None else probabilities
+    batches = TrainBatches(len(chosen), batch, seed, rank, world, chosen)
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+def test_weighted_draws_fill_an_epoch_and_depend_on_seed_and_epoch_alone():
+    assert balanced() == balanced()
+    assert [len(batch) for batch in balanced()] == [4] * 10
+    assert balanced() != balanced(epoch=1)
+    assert balanced() != balanced(seed=4)
+    halves = zip(balanced(batch=2, world=2), balanced(batch=2, rank=1, world=2), strict=True)
+    assert [a + b for a, b in halves] == balanced()
+
+
+def test_weighted_draws_follow_their_probabilities():
+    drawn = [key.sample for epoch in range(2500) for key in chain(*balanced(probabilities=BALANCED, epoch=epoch))]
+    assert len(drawn) == 10_000
+    # Four standard deviations of a binomial count.
+    np.testing.assert_allclose(np.bincount(drawn) / 10_000, BALANCED, atol=4 * np.sqrt(0.7 * 0.3 / 10_000))
+
+
+def test_a_sample_drawn_again_is_numbered_and_gets_another_crop(data):
+    keys = list(chain(*balanced()))
+    assert [key.draw for key in keys if key.sample == 0] == list(range(sum(key.sample == 0 for key in keys)))
+    assert all(key.draw == 0 for batch in TrainBatches(12, 4, seed=1) for key in batch)
+    dataset = data(0).train_dataloader().dataset
+    first, again, other = (dataset[Key(0, 2, draw)]["photo"] for draw in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_sampling_once_each_draws_the_crops_that_seed_epoch_and_index_give(data):
+    module = data(0)
+    samples = module.samples("train")
+    rng = np.random.default_rng((0, 4, 2))
+    photo, _ = Augment(scale=(0.5, 2.0), flip=0.5)(
+        module.reader(samples.photo(2), samples.label(2)), module.crop_size(), rng
+    )
+    drawn = module.train_dataloader().dataset[Key(4, 2)]["photo"]
+    np.testing.assert_array_equal(drawn.permute(1, 2, 0).numpy(), photo)
 
 
 def test_evaluation_batches_hold_one_size_and_every_sample_once():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
+import cv2
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -50,6 +51,11 @@ class Images(pl.Callback):
         for writer in _writers(trainer):
             for index, picture in batch_panels(batch, outputs, cast(Task, pl_module), self._chosen):
                 writer.add_image(f"panels/{index}", picture, trainer.current_epoch, dataformats="HWC")
+            shown = [place for place, index in enumerate(batch["index"].tolist()) if index in self._chosen]
+            for name, pictures in (cast(Task, pl_module).pictures(batch) if shown else {}).items():
+                for place in shown:
+                    tag = f"{name}/{int(batch['index'][place])}"
+                    writer.add_image(tag, pictures[place].float().cpu(), trainer.current_epoch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write per-class IoU, and the confusion matrix where it is due."""
@@ -78,7 +84,10 @@ def batch_panels(
         if index in chosen:
             truth = batch["target"][position].cpu().numpy() if "target" in batch else None
             photo = batch["photo"][position].permute(1, 2, 0).cpu().numpy()
-            yield index, panel(photo, truth, predictions[position].cpu().numpy(), task.label_space)
+            prediction = predictions[position].cpu().numpy()
+            if photo.shape[:2] != prediction.shape:  # loaded at a fraction of its resolution
+                photo = np.asarray(cv2.resize(photo, prediction.shape[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+            yield index, panel(photo, truth, prediction, task.label_space)
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -7,29 +7,39 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from cityseg.data.cache import USABLE, CachedPairs, available_memory, cache_bytes, memory_cache, readable_bytes
 from cityseg.data.loading import (
     Batch,
+    FilePairs,
+    Pairs,
     SameSizeBatches,
     TrainBatches,
     TrainDataset,
+    View,
     WholeDataset,
     quiet_worker,
 )
 from cityseg.data.samples import Reader, Samples, check
 from cityseg.data.scenes import scenes_root
+from cityseg.data.statistics import class_balanced_probabilities, image_class_pixels
 from cityseg.data.transforms import Augment
-from cityseg.errors import ConfigError, DataError, Problems
+from cityseg.errors import ConfigError, DataError, Problems, did_you_mean
 from cityseg.labels import LabelSpace
 
 log = logging.getLogger(__name__)
 
 Layout = Literal["gtfine", "pairs", "folders"]
+Cache = Literal["none", "ram"]
+Sampling = Literal["uniform", "class_balanced"]
+Verify = Literal["quick", "full"]
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -39,11 +49,19 @@ class SegmentationDataModule(pl.LightningDataModule):
         root: folder of the data set; None for the built-in scenes, written in this layout.
         label_space: the classes.
         augment: draws the training crops.
-        crop: height and width (or one number for both) of training crops, in pixels; a side longer than every photo is
-            cut to the longest, so that no crop is mostly padding. ``auto`` is 512, or three quarters of smaller photos.
+        crop: height and width (or one number for both) of training crops, in pixels of the scaled photos; a side
+            longer than every photo is cut to the longest, so that no crop is mostly padding. ``auto`` is 512, or three
+            quarters of smaller photos.
         batch_size: training crops a step, on each device.
         eval_batch_size: whole images a step in validation and test, where their sizes are equal.
         workers: loader processes, or ``auto``.
+        scale: size at which photos are loaded, relative to the files. Training targets are scaled with them;
+            evaluation targets keep their resolution, and so do scores.
+        val_crop: side, or height and width, in pixels of the files, of the centre that evaluation is limited to; None
+            or ``none`` evaluates whole images, as is the standard.
+        cache: ``ram`` keeps the decoded samples of training and validation in memory.
+        sampling: ``uniform`` shows every training image once an epoch, ``class_balanced`` draws as many with
+            replacement, those with rare classes more often (:func:`class_balanced_probabilities`).
         verify: ``quick`` checks every header and decodes a few files before training, ``full`` decodes all of them.
         seed: of the run; orders and crops derive from it.
         cache_dir: where the built-in scenes and counted class pixels are kept; None for ``~/.cache/cityseg``.
@@ -64,7 +82,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         workers: int | Literal["auto"] = "auto",
-        verify: Literal["quick", "full"] = "quick",
+        scale: float = 1.0,
+        val_crop: int | Sequence[int] | Literal["none"] | None = None,
+        cache: Cache = "none",
+        sampling: Sampling = "uniform",
+        verify: Verify = "quick",
         seed: int = 0,
         cache_dir: str | None = None,
         scenes: dict[str, int] | None = None,
@@ -80,10 +102,14 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._crop = crop
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._workers = automatic_workers() if workers == "auto" else workers
-        self._verify = verify
+        self._scale, self._val_crop = scale, None if val_crop == "none" else val_crop
+        self._cache, self._sampling, self._verify = cache, sampling, verify
         self._seed = seed
         self._samples: dict[str, Samples] = {}
+        self._cached: dict[tuple[str, View], CachedPairs] = {}
         self._check_options()
+        self._train_view = View(scale, scale_target=True)
+        self._eval_view = View(scale, crop=None if self._val_crop is None else _height_and_width(self._val_crop))
 
     def _check_options(self) -> None:
         problems = Problems("the data config")
@@ -91,13 +117,27 @@ class SegmentationDataModule(pl.LightningDataModule):
         for name, value in numbers.items():
             if not isinstance(value, int) or value < 1:
                 problems.add(f"data.{name}: found {value!r}, expected a whole number of at least 1")
-        sides = (self._crop, self._crop) if isinstance(self._crop, int) else self._crop
-        if sides != "auto" and not (len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)):
+        if self._crop != "auto" and not _is_size(self._crop):
             problems.add(f"data.crop: found {self._crop!r}, expected 'auto', one number or [height, width]")
+        if self._val_crop is not None and not _is_size(self._val_crop):
+            expected = "one number, [height, width], or none for whole images"
+            problems.add(f"data.val_crop: found {self._val_crop!r}, expected {expected}")
+        if isinstance(self._scale, bool) or not isinstance(self._scale, int | float) or not 0 < self._scale <= 1:
+            problems.add(
+                f"data.scale: found {self._scale!r}, expected a number above 0 and at most 1, as 0.5 for half the "
+                "resolution; training crops are enlarged by augment.scale"
+            )
         if not isinstance(self._workers, int) or self._workers < 0:
             problems.add(f"data.workers: found {self._workers!r}, expected 'auto' or a whole number from 0")
-        if self._verify not in ("quick", "full"):
-            problems.add(f"data.verify: found {self._verify!r}, expected 'quick' or 'full'")
+        choices = {
+            "cache": (self._cache, get_args(Cache)),
+            "sampling": (self._sampling, get_args(Sampling)),
+            "verify": (self._verify, get_args(Verify)),
+        }
+        for name, (found, known) in choices.items():
+            if found not in known:
+                expected = " or ".join(map(repr, known))
+                problems.add(f"data.{name}: found {found!r}, expected {expected}.{did_you_mean(str(found), known)}")
         if unknown := set(self._scenes) - {"train", "val", "size", "seed"}:
             problems.add(f"data.scenes: found {', '.join(sorted(unknown))}, expected only train, val, size and seed")
         problems.raise_if_any(ConfigError)
@@ -109,10 +149,26 @@ class SegmentationDataModule(pl.LightningDataModule):
     def check_split(self, samples: Samples, problems: Problems) -> None:
         """Look at a split whose files are sound as a whole; a layout adds what it finds to the problems."""
 
+    def fit_labels(self) -> dict[str, Any]:
+        """Find in the training labels what a layout does not know of its classes; called once, before training.
+
+        Returns:
+            Arguments of the layout that make the same classes without finding them again.
+        """
+        return {}
+
     @property
     def dataset_name(self) -> str:
         """What results call the data: the folder, or the built-in scenes."""
         return f"built-in scenes ({self.layout})" if self._root is None else str(self._root)
+
+    @property
+    def protocol(self) -> str:
+        """What scores are computed on, in words, for whoever compares them."""
+        crop = self._eval_view.crop
+        what = "whole images" if crop is None else f"not the standard: centre crops of at most {crop[1]}x{crop[0]} px"
+        photos = "" if self._scale == 1 else f", photos loaded at {self._scale} of their resolution"
+        return f"{what} at the resolution of the ground truth{photos}"
 
     @property
     def batch_size(self) -> int:
@@ -171,23 +227,63 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self._samples[split]
 
     def crop_size(self) -> tuple[int, int]:
-        """Height and width of training crops, in pixels."""
-        height, width = (int(side) for side in self.samples("train").sizes.max(axis=0))
+        """Height and width of training crops, in pixels of the scaled photos."""
+        sizes = self._train_view.photo_sizes(self.samples("train").sizes)
+        height, width = (int(side) for side in sizes.max(axis=0))
         if self._crop == "auto":
             return _auto_side(height), _auto_side(width)
-        wanted = (self._crop, self._crop) if isinstance(self._crop, int) else self._crop
-        return min(int(wanted[0]), height), min(int(wanted[1]), width)
+        wanted = _height_and_width(self._crop)
+        return min(wanted[0], height), min(wanted[1], width)
+
+    def eval_sizes(self, split: str) -> npt.NDArray[np.int32]:
+        """Height and width ``(N, 2)`` of the photos that a network gets in evaluation, scaled and cropped."""
+        return self._eval_view.photo_sizes(self.samples(split).sizes)
 
     def setup(self, stage: str) -> None:
-        """Check the files that a stage needs; called by the trainer."""
+        """Check and cache the files that a stage needs; called by the trainer before loader workers start."""
         if stage == "fit":
             self.index(["train", "val"])
+            if self._cache == "ram" and not self._cached:
+                self._fill_cache()
+
+    def _fill_cache(self) -> None:
+        """Decode the training and validation split into memory.
+
+        Raises:
+            DataError: if they do not fit, before anything is decoded.
+        """
+        views = {"train": self._train_view, "val": self._eval_view}
+        sizes = {}
+        for split, view in views.items():
+            in_files = self.samples(split).sizes
+            sizes[split] = view.photo_sizes(in_files), view.target_sizes(in_files)
+        copies = self.trainer.num_devices if self.trainer is not None else 1
+        each = f" in each of {copies} processes" if copies > 1 else ""
+        needed, available = sum(cache_bytes(*both) for both in sizes.values()), available_memory()
+        if needed * copies > USABLE * available:
+            raise DataError(
+                f"data.cache=ram: {len(sizes['train'][0])} train and {len(sizes['val'][0])} val photos take "
+                f"{readable_bytes(needed)}{each}, expected at most {USABLE:.0%} of the {readable_bytes(available)} of "
+                "memory that are available. Fix: data.cache=none, or a smaller data.scale"
+            )
+        for split, view in views.items():
+            pairs, cached = self._pairs(split, view), memory_cache(*sizes[split])
+            size = readable_bytes(cache_bytes(*sizes[split]))
+            log.info("caching %d %s photos: %s%s", len(pairs), split, size, each)
+            cached.fill(pairs, f"caching {split} photos")
+            self._cached[split, view] = cached
+
+    def _pairs(self, split: str, view: View) -> Pairs:
+        cached = self._cached.get((split, view))
+        return FilePairs(self.samples(split), self.reader, view) if cached is None else cached
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Augmented crops of the training split, in an order of their own for each epoch."""
-        samples = self.samples("train")
-        dataset = TrainDataset(samples, self.reader, self._augment, self.crop_size(), self._seed)
-        batches = TrainBatches(len(samples), self._batch_size, self._seed, *self._processes())
+        pairs = self._pairs("train", self._train_view)
+        dataset = TrainDataset(pairs, self._augment, self.crop_size(), self._seed)
+        balanced = self._sampling == "class_balanced"
+        probabilities = class_balanced_probabilities(image_class_pixels(self)) if balanced else None
+        batches = TrainBatches(len(pairs), self._batch_size, self._seed, *self._processes(), probabilities)
         return self._loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -195,10 +291,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self.eval_dataloader("val")
 
     def eval_dataloader(self, split: str) -> DataLoader[Batch]:
-        """Whole images of any split, in order."""
-        samples = self.samples(split)
-        batches = SameSizeBatches(samples.sizes, self._eval_batch_size, *self._processes())
-        return self._loader(WholeDataset(samples, self.reader), batches)
+        """Whole images (or their centres, with ``val_crop``) of any split, in order."""
+        sizes = self._eval_view.target_sizes(self.samples(split).sizes)
+        batches = SameSizeBatches(sizes, self._eval_batch_size, *self._processes())
+        return self._loader(WholeDataset(self._pairs(split, self._eval_view), sizes), batches)
 
     def _loader(self, dataset: TrainDataset | WholeDataset, batches: Sampler[Any]) -> DataLoader[Batch]:
         return DataLoader(
@@ -220,6 +316,16 @@ class SegmentationDataModule(pl.LightningDataModule):
 def _auto_side(photo: int) -> int:
     """Side of an automatic crop: a multiple of 32, which every network takes without padding."""
     return max(min(512, photo * 3 // 4 // 32 * 32), min(photo, 32))
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a config value is one side or [height, width]."""
+    sides = value if isinstance(value, list | tuple) else (value, value)
+    return len(sides) == 2 and all(isinstance(side, int) and side > 0 and side is not True for side in sides)
+
+
+def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def default_cache_dir() -> Path:

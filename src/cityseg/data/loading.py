@@ -1,10 +1,11 @@
-"""The dataset and its samplers: what a sample looks like depends on (seed, epoch, index) and on nothing else."""
+"""The datasets and samplers: what a sample looks like depends on (seed, epoch, index, draw) and on nothing else."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from cityseg.data.samples import Reader, Samples
+from cityseg.data.samples import Pair, Reader, Samples
 from cityseg.data.transforms import Augment
 
 
@@ -26,78 +27,170 @@ class Batch(TypedDict):
     """``(B, H, W)`` uint8 train ids; missing where the split has no labels."""
     index: Tensor
     """``(B,)`` int64, position of the sample in its split."""
+    size: NotRequired[Tensor]
+    """``(B, 2)`` int64, height and width that predictions are wanted at where there is no target to tell."""
 
 
-class Key(NamedTuple):
-    """Which sample, as seen in which epoch. Samplers hand out keys, so that workers need no state of their own."""
+class Pairs(Protocol):
+    """The samples of a split as the network's side sees them: read from the files each time, or out of a cache."""
 
-    epoch: int
-    sample: int
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Pair:
+        """Photo ``(h, w, 3)`` and target ``(H, W)``, or None, of one sample; not to be written to."""
+        ...
+
+
+@dataclass(frozen=True)
+class View:
+    """How much of a decoded sample is used, and at which size.
+
+    Attributes:
+        scale: size of the photo, relative to the file's.
+        scale_target: whether the target is scaled too: for training, not for scores.
+        crop: height and width of the centre that is cut out first, in the file's pixels; None is everything.
+    """
+
+    scale: float = 1.0
+    scale_target: bool = False
+    crop: tuple[int, int] | None = None
+
+    def photo_sizes(self, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Height and width ``(..., 2)`` of photos, from those in the files."""
+        return np.asarray(np.maximum(np.rint(self._cut_sizes(sizes) * self.scale), 1), np.int32)
+
+    def target_sizes(self, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Height and width ``(..., 2)`` of targets, from those of the photos in the files."""
+        return self.photo_sizes(sizes) if self.scale_target else self._cut_sizes(sizes)
+
+    def _cut_sizes(self, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        return sizes if self.crop is None else np.minimum(sizes, np.asarray(self.crop, np.int32))
+
+    def __call__(self, pair: Pair) -> Pair:
+        """Cut and scale one sample."""
+        photo, target = pair
+        if self.crop is not None:
+            photo = _centre(photo, self.crop)
+            target = None if target is None else _centre(target, self.crop)
+        if self.scale != 1:
+            height, width = self.photo_sizes(np.array(pair.photo.shape[:2], np.int32)).tolist()
+            photo = np.asarray(cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+            if target is not None and self.scale_target:
+                target = cv2.resize(target, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[assignment]
+        return Pair(photo, target)
+
+
+def _centre(picture: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    top, left = (max(length - side, 0) // 2 for length, side in zip(picture.shape, size, strict=False))
+    return picture[top : top + size[0], left : left + size[1]]
 
 
 @dataclass
-class TrainDataset(Dataset[Batch]):
-    """Random crops of a split; the randomness of a crop comes from (seed, epoch, index).
+class FilePairs:
+    """Samples decoded from their files whenever they are asked for.
 
     Attributes:
         samples: the files.
         reader: decodes them.
+        view: what is used of them.
+    """
+
+    samples: Samples
+    reader: Reader
+    view: View
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Pair:
+        """One sample, see :class:`Pairs`.
+
+        Raises:
+            FileProblem: naming the file, if it cannot be decoded.
+        """
+        return self.view(self.reader(self.samples.photo(index), self.samples.label(index)))
+
+
+class Key(NamedTuple):
+    """Which sample, as seen in which epoch. Samplers hand out keys, so that workers need no state of their own.
+
+    Attributes:
+        epoch: from 0.
+        sample: position in the split.
+        draw: how often the sample was drawn before in this epoch, so that its crops differ.
+    """
+
+    epoch: int
+    sample: int
+    draw: int = 0
+
+
+@dataclass
+class TrainDataset(Dataset[Batch]):
+    """Random crops of a split; the randomness of a crop comes from the seed and its key.
+
+    Attributes:
+        pairs: the samples.
         augment: draws the crop.
         crop: height and width of crops.
         seed: of the run.
     """
 
-    samples: Samples
-    reader: Reader
+    pairs: Pairs
     augment: Augment
     crop: tuple[int, int]
     seed: int
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.samples)
+        return len(self.pairs)
 
     def __getitem__(self, key: Key) -> Batch:
         """One crop, without the batch dimension."""
-        epoch, index = key
-        pair = self.reader(self.samples.photo(index), self.samples.label(index))
-        rng = np.random.default_rng((self.seed, epoch, index))
-        photo, target = self.augment(pair, self.crop, rng)
+        epoch, index, draw = key
+        rng = np.random.default_rng((self.seed, epoch, index, *([draw] if draw else [])))
+        photo, target = self.augment(self.pairs[index], self.crop, rng)
         assert target is not None
-        return {
-            "photo": _to_tensor(photo),
-            "target": torch.from_numpy(np.ascontiguousarray(target)),
-            "index": torch.tensor(index),
-        }
+        return {"photo": _photo_tensor(photo), "target": _target_tensor(target), "index": torch.tensor(index)}
 
 
 @dataclass
 class WholeDataset(Dataset[Batch]):
-    """Whole images of a split, at their own resolution, for validation, test and prediction.
+    """Whole images of a split, for validation, test and prediction.
 
     Attributes:
-        samples: the files.
-        reader: decodes them.
+        pairs: the samples.
+        sizes: ``(N, 2)`` int32, height and width that predictions are wanted at.
     """
 
-    samples: Samples
-    reader: Reader
+    pairs: Pairs
+    sizes: npt.NDArray[np.int32]
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.samples)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> Batch:
         """One whole image, without the batch dimension."""
-        photo, target = self.reader(self.samples.photo(index), self.samples.label(index))
-        batch: Batch = {"photo": _to_tensor(photo), "index": torch.tensor(index)}
+        photo, target = self.pairs[index]
+        batch: Batch = {"photo": _photo_tensor(photo), "index": torch.tensor(index)}
         if target is not None:
-            batch["target"] = torch.from_numpy(np.ascontiguousarray(target))
+            batch["target"] = _target_tensor(target)
+        else:
+            batch["size"] = torch.tensor(self.sizes[index].tolist())
         return batch
 
 
-def _to_tensor(photo: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))
+# Both copy: a tensor must not share memory with a sample that a cache holds.
+def _photo_tensor(photo: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(photo.transpose(2, 0, 1).copy())
+
+
+def _target_tensor(target: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(target.copy())
 
 
 class TrainBatches(Sampler[list[Key]]):
@@ -109,11 +202,21 @@ class TrainBatches(Sampler[list[Key]]):
         seed: of the run.
         rank: which process this is; each takes every `world`-th batch-sized part of the same order.
         world: number of processes.
+        probabilities: ``(count,)`` of drawing each sample, with replacement; None for each sample once.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        probabilities: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         """See the class."""
         self._count, self._seed, self._rank, self._world = count, seed, rank, world
+        self._probabilities = probabilities
         # A last, smaller batch is dropped (batch norm suffers from it) unless it is the only one.
         self._batch_size = min(batch_size, max(count // world, 1))
         self._epoch = 0
@@ -133,10 +236,22 @@ class TrainBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """The batches of the chosen epoch."""
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(self._count)
+        keys = self._keys()
         step = self._batch_size * self._world
         for start in range(self._rank * self._batch_size, len(self) * step, step):
-            yield [Key(self._epoch, int(index)) for index in order[start : start + self._batch_size]]
+            yield keys[start : start + self._batch_size]
+
+    def _keys(self) -> list[Key]:
+        """The whole epoch, of all processes."""
+        rng = np.random.default_rng((self._seed, self._epoch))
+        if self._probabilities is None:
+            return [Key(self._epoch, index) for index in rng.permutation(self._count).tolist()]
+        draws: Counter[int] = Counter()
+        keys = []
+        for index in rng.choice(self._count, self._count, p=self._probabilities).tolist():
+            keys.append(Key(self._epoch, index, draws[index]))
+            draws[index] += 1
+        return keys
 
 
 class SameSizeBatches(Sampler[list[int]]):

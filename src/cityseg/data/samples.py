@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ import numpy.typing as npt
 from cityseg.data.images import Header, read_header
 from cityseg.errors import FileProblem, Problems
 from cityseg.labels import ByteArray
+
+Item = TypeVar("Item")
 
 QUICK_CHECK = 32
 """Samples of a split that are decoded before training when not everything is."""
@@ -59,7 +61,7 @@ class Samples:
         photos: ``(N,)`` bytes, paths of the photos.
         labels: ``(N,)`` bytes, paths of the labels, or None for a split without labels. Equal to `photos` where
             one file holds both.
-        sizes: ``(N, 2)`` int32, height and width of each photo, known after :func:`check`.
+        sizes: ``(N, 2)`` int32, height and width of each photo in its file, known after :func:`check`.
     """
 
     root: Path
@@ -116,7 +118,7 @@ def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems) -
         if not full and len(candidates) > QUICK_CHECK:
             candidates = candidates[np.unique(np.linspace(0, len(candidates) - 1, QUICK_CHECK).astype(int))]
         decoded = pool.map(lambda index: _check_content(samples, reader, int(index)), candidates)
-        for problem in _progress(decoded, len(candidates)) if full else decoded:
+        for problem in progress(decoded, len(candidates), "checking every file") if full else decoded:
             if problem is not None:
                 problems.add_file(problem, samples.root)
 
@@ -143,10 +145,11 @@ def _check_content(samples: Samples, reader: Reader, index: int) -> FileProblem 
     return None
 
 
-def _progress(results: Iterable[FileProblem | None], total: int) -> Iterable[FileProblem | None]:
+def progress(results: Iterable[Item], total: int, description: str) -> Iterable[Item]:
+    """Pass results on as they come, with a progress bar on the terminal."""
     from rich.progress import track
 
-    return track(results, total=total, description="checking every file")
+    return track(results, total=total, description=description)
 
 
 def match_labels(

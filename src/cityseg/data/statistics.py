@@ -1,29 +1,64 @@
-"""How many pixels of each class the training split has, counted once and kept."""
+"""How many pixels of each class the training images have, counted once and kept; what sampling makes of it."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.samples import Reader, Samples
-from cityseg.files import write_json
+from cityseg.errors import DataError
+
+if TYPE_CHECKING:  # the data module itself samples by these counts
+    from cityseg.data.datamodule import SegmentationDataModule
 
 log = logging.getLogger(__name__)
 
 
+def image_class_pixels(data: SegmentationDataModule) -> npt.NDArray[np.int32]:
+    """Pixels of each class in each training image, void left out.
+
+    They are counted at the files' resolution, whatever ``data.scale`` is, and kept in the cache folder under a key of
+    the files (name, size, time) and how they are decoded.
+
+    Returns:
+        ``(N, C)`` int32.
+
+    Raises:
+        DataError: naming a file that cannot be decoded.
+    """
+    samples, classes = data.samples("train"), data.label_space.num_classes
+    kept = data.cache_dir / "class-pixels" / f"{_key(samples, data.reader)}.npy"
+    if kept.is_file():
+        return np.asarray(np.load(kept), np.int32)
+    counts = np.zeros((len(samples), classes), np.int32)
+
+    def count(index: int) -> None:
+        target = data.reader(samples.photo(index), samples.label(index)).target
+        assert target is not None
+        counts[index] = np.bincount(target.ravel(), minlength=256)[:classes]
+
+    log.info("counting the class pixels of %d training labels", len(samples))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for _ in pool.map(count, range(len(samples))):
+            pass
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    fresh = kept.with_suffix(f".{os.getpid()}.new")  # each process of a run may count at the same time
+    with fresh.open("wb") as file:
+        np.save(file, counts)
+    os.replace(fresh, kept)
+    return counts
+
+
 def class_pixel_counts(data: SegmentationDataModule) -> npt.NDArray[np.int64]:
     """Pixels of each class in the training split, void left out.
-
-    The counts are kept in the cache folder under a key of the files (name, size, time) and how they are decoded.
 
     Returns:
         ``(C,)`` int64.
@@ -31,21 +66,31 @@ def class_pixel_counts(data: SegmentationDataModule) -> npt.NDArray[np.int64]:
     Raises:
         DataError: naming a file that cannot be decoded.
     """
-    samples, count = data.samples("train"), data.label_space.num_classes
-    cached = data.cache_dir / "class-pixels" / f"{_key(samples, data.reader)}.json"
-    if cached.is_file():
-        return np.array(json.loads(cached.read_text()), np.int64)
+    return np.asarray(image_class_pixels(data).sum(axis=0, dtype=np.int64), np.int64)
 
-    def pixels(index: int) -> npt.NDArray[np.int64]:
-        target = data.reader(samples.photo(index), samples.label(index)).target
-        assert target is not None
-        return np.bincount(target.ravel(), minlength=256)[:count]
 
-    log.info("counting the class pixels of %d training labels", len(samples))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        counts = np.sum(list(pool.map(pixels, range(len(samples)))), axis=0)
-    write_json(cached, counts.tolist())
-    return np.asarray(counts, np.int64)
+def class_balanced_probabilities(pixels: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """Probability of each image under which every class that occurs is aimed at equally often.
+
+    To draw an image is to choose a class that occurs, then one of its images, both uniformly. A class occurs in an
+    image from its first pixel on. An image without any valid pixel is never drawn.
+
+    Args:
+        pixels: ``(N, C)`` of each class in each image.
+
+    Returns:
+        ``(N,)`` float64, sum 1.
+
+    Raises:
+        DataError: if no image has a pixel of any class.
+    """
+    present = pixels > 0
+    images = present.sum(axis=0)
+    if not images.any():
+        raise DataError(
+            "data.sampling=class_balanced: no training label has a pixel of any class. Fix: check how labels are read"
+        )
+    return np.asarray((present[:, images > 0] / images[images > 0]).mean(axis=1), np.float64)
 
 
 def _key(samples: Samples, reader: Reader) -> str:

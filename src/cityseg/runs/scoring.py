@@ -15,10 +15,7 @@ from cityseg.callbacks.images import batch_panels, spread
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.loading import Batch
 from cityseg.data.samples import Samples
-from cityseg.models.network import count_parameters
 from cityseg.tasks.base import Task
-
-PROTOCOL = "whole images at the resolution of the ground truth"
 
 
 class Pictures(pl.Callback):
@@ -85,9 +82,9 @@ def score(task: Task, data: SegmentationDataModule, split: str, trainer: pl.Trai
     figures |= {
         "images": len(data.samples(split)),
         "label_space": task.label_space.name,
-        "protocol": PROTOCOL,
+        "protocol": data.protocol,
         "precision": trainer.precision,
-        "parameters": count_parameters(task.network),
+        "parameters": task.parameters_by_part(),
         "cityseg": __version__,
     }
     return figures
