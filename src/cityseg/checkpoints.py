@@ -109,14 +109,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def load_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(module: nn.Module, checkpoint: Checkpoint, leave_out: str | None = None) -> None:
     """Load the weights of a checkpoint into a task built from the same config.
+
+    Args:
+        module: the task.
+        checkpoint: the weights.
+        leave_out: start of the names of weights that the task has no use for.
 
     Raises:
         CheckpointError: naming the weights that are missing, unknown or of another shape.
     """
     have = module.state_dict()
-    given = checkpoint.state_dict
+    given = {key: w for key, w in checkpoint.state_dict.items() if not (leave_out and key.startswith(leave_out))}
     shapes = [
         f"{key} (file {tuple(given[key].shape)}, network {tuple(have[key].shape)})"
         for key in have
@@ -133,7 +138,7 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint) -> None:
             f"ckpt={checkpoint.path}: its weights do not fit the network: {listed}. Fix: give the model it was trained "
             f"with ({checkpoint.config.get('model', {})})"
         )
-    module.load_state_dict(dict(given))
+    module.load_state_dict(given)
 
 
 def _first_line(error: BaseException) -> str:

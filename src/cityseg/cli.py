@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    sys.argv[1:] = expand_resume(sys.argv[1:])
+    sys.argv[1:] = expand_generator(expand_resume(sys.argv[1:]))
     # Hydra then raises what went wrong instead of printing a shortened traceback of its own.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
@@ -86,6 +87,15 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
         _fail(f"resume={folder}: no such folder, expected the folder of a run (outputs/NAME/TIMESTAMP)")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     return [*arguments, f"hydra.run.dir={folder}", f"hydra.output_subdir=.hydra/resumed_{stamp}"]
+
+
+def expand_generator(arguments: Sequence[str]) -> list[str]:
+    """Let ``generator=unet`` choose the network of an adversarial model from the group of all networks.
+
+    >>> expand_generator(["model=gan", "generator=unet"])
+    ['model=gan', 'model@model.generator=unet']
+    """
+    return [re.sub(r"^generator=", "model@model.generator=", argument) for argument in arguments]
 
 
 def nearest_key(overrides: Sequence[str], config_dir: Path, config_name: str) -> str:

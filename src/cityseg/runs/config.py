@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import torch
@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cityseg.errors import CitysegError, ConfigError, Problems, did_you_mean
 from cityseg.runs.keys import dotted_keys
+from cityseg.tasks.base import Task
 
 TRUSTED = (
     "albumentations.",
@@ -37,10 +38,16 @@ def settle(config: DictConfig) -> None:
         config[key] = str(config[key])
     if config.data.root is not None:
         config.data.root = str(Path(config.data.root).expanduser().absolute())
-    if "pretrained" in config.model and config.model.pretrained is None:
-        config.model.pretrained = config.data.root is not None
+    network = network_node(config)
+    if "pretrained" in network and network.pretrained is None:
+        network.pretrained = config.data.root is not None
     if config.trainer.precision == "auto":
         config.trainer.precision = automatic_precision(config.trainer.accelerator)
+
+
+def network_node(config: DictConfig) -> DictConfig:
+    """The config of the segmentation network: the model, or the generator of an adversarial one."""
+    return cast(DictConfig, config.model.generator if "generator" in config.model else config.model)
 
 
 def automatic_precision(accelerator: str) -> str:
@@ -151,17 +158,18 @@ def resume_config(saved: Mapping[str, Any], typed: Sequence[str], run_dir: str) 
     return config
 
 
-def check_run_config(config: DictConfig, logged: Sequence[str]) -> None:
+def check_run_config(config: DictConfig, task: type[Task]) -> None:
     """Collect what is wrong with the run's keys before anything slow starts.
 
     Args:
         config: the composed config.
-        logged: figures that an epoch ends with.
+        task: what will train, and so which figures an epoch ends with.
 
     Raises:
         ConfigError: with every problem.
     """
     problems = Problems("the config")
+    logged = task.logged
     monitors = {"monitor": config.monitor}
     for name, node in config.callbacks.items():
         if node is not None and "monitor" in node:
@@ -179,6 +187,36 @@ def check_run_config(config: DictConfig, logged: Sequence[str]) -> None:
     expected = "min" if str(config.monitor).endswith("loss") else "max"
     if config.monitor in logged and config.monitor_mode in ("min", "max") and config.monitor_mode != expected:
         problems.add(f"monitor_mode: found {config.monitor_mode} for {config.monitor}", fix=f"monitor_mode={expected}")
+    if task.manual:
+        _check_manual(config, problems)
+    elif "discriminator" in config.model:
+        problems.add(
+            "model: a discriminator that this task does not train",
+            fix="leave task out (model=gan brings task=adversarial), or train the generator alone (model=fpn_aspp)",
+        )
     if not isinstance(config.seed, int) or config.seed < 0:
         problems.add(f"seed: found {config.seed!r}, expected a whole number from 0")
     problems.raise_if_any(ConfigError)
+
+
+def _check_manual(config: DictConfig, problems: Problems) -> None:
+    """Refuse what a task that steps its own optimizers cannot honour."""
+    if "discriminator" not in config.model:
+        problems.add("model: task=adversarial has no discriminator to train", fix="model=gan generator=NETWORK")
+    if config.trainer.get("max_steps", -1) != -1:
+        problems.add("trainer.max_steps: an adversarial batch is two optimizer steps", fix="trainer.max_epochs")
+    for name, node in config.callbacks.items():
+        if node is not None and node.get("every_n_train_steps"):
+            problems.add(
+                f"callbacks.{name}.every_n_train_steps: an adversarial batch is two optimizer steps",
+                fix=f"callbacks.{name}.every_n_epochs",
+            )
+        if node is not None and str(node.get("_target_")).endswith(".GradientAccumulationScheduler"):
+            problems.add(
+                f"callbacks.{name}: the adversarial task accumulates by itself", fix="trainer.accumulate_grad_batches"
+            )
+    if config.trainer.strategy == "ddp":
+        problems.add(
+            "trainer.strategy=ddp: discriminator and generator take turns, so a step leaves parameters unused",
+            fix="trainer.strategy=ddp_find_unused_parameters_true",
+        )

@@ -17,7 +17,7 @@ from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.errors import CheckpointError
 from cityseg.files import write_json
 from cityseg.reports.plots import plot_class_iou, plot_confusion
-from cityseg.runs.config import check_trusted
+from cityseg.runs.config import check_trusted, network_node
 from cityseg.runs.objects import build_data, build_loss, build_network, build_trainer
 from cityseg.runs.output import print_closing, quiet_libraries
 from cityseg.runs.scoring import Pictures, score
@@ -82,8 +82,8 @@ def evaluation_config(checkpoint: Checkpoint, wanted: DictConfig, run_dir: Path)
             if value is not None:
                 run[group][key] = value
     # The weights are in the checkpoint: nothing is to be fetched.
-    if "pretrained" in run.model:
-        run.model.pretrained = False
+    if "pretrained" in network_node(run):
+        network_node(run).pretrained = False
     return run
 
 
@@ -93,7 +93,7 @@ def build_scoring_task(run: DictConfig, checkpoint: Checkpoint, data: Segmentati
     has_weights = run.loss.get("class_weights") not in (None, "none")
     weights = torch.ones(data.label_space.num_classes) if has_weights else None
     task = Task(build_network(run, data.label_space), build_loss(run, data.label_space, weights), data.label_space)
-    load_weights(task, checkpoint)
+    load_weights(task, checkpoint, leave_out="discriminator.")
     return task
 
 

@@ -13,13 +13,14 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
+from cityseg.adversarial import map_channels
 from cityseg.callbacks.progress import ProgressBar
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.statistics import class_pixel_counts
 from cityseg.errors import ConfigError, Problems
 from cityseg.labels import LabelSpace
 from cityseg.losses import class_weights_from_counts
-from cityseg.runs.config import build
+from cityseg.runs.config import build, network_node
 from cityseg.tasks.base import Task
 
 
@@ -28,9 +29,18 @@ def build_data(config: DictConfig) -> SegmentationDataModule:
     return cast(SegmentationDataModule, build(config.data, augment=build(config.augment)))
 
 
+def fit_labels(config: DictConfig, data: SegmentationDataModule) -> None:
+    """Find classes that depend on the training labels, and note them in the config.
+
+    The config goes into the checkpoint: from there on the same classes are built again, not found again.
+    """
+    for key, value in data.fit_labels().items():
+        config.data[key] = value
+
+
 def build_network(config: DictConfig, label_space: LabelSpace) -> nn.Module:
     """The network, with a logit for each class."""
-    return cast(nn.Module, build(config.model, num_classes=label_space.num_classes))
+    return cast(nn.Module, build(network_node(config), num_classes=label_space.num_classes))
 
 
 def build_loss(config: DictConfig, label_space: LabelSpace, weights: Tensor | None) -> nn.Module:
@@ -67,17 +77,17 @@ def class_weights(config: DictConfig, data: SegmentationDataModule) -> Tensor | 
 
 def build_task(config: DictConfig, data: SegmentationDataModule, network: nn.Module) -> Task:
     """The task that trains the network."""
-    return cast(
-        Task,
-        build(
-            config.task,
-            network=network,
-            loss=build_loss(config, data.label_space, class_weights(config, data)),
-            optimizer=build(config.optimizer),
-            scheduler=build(config.scheduler),
-            label_space=data.label_space,
-        ),
-    )
+    parts = {
+        "network": network,
+        "loss": build_loss(config, data.label_space, class_weights(config, data)),
+        "optimizer": build(config.optimizer),
+        "scheduler": build(config.scheduler),
+        "label_space": data.label_space,
+    }
+    if "discriminator" in config.model:
+        channels = 3 + map_channels(config.task.auxiliary_map, data.label_space.num_classes)
+        parts["discriminator"] = build(config.model.discriminator, in_channels=channels)
+    return cast(Task, build(config.task, **parts))
 
 
 def build_callbacks(config: DictConfig) -> list[Callback]:
@@ -134,8 +144,7 @@ def check_fit(network: nn.Module, data: SegmentationDataModule) -> None:
     """
     problems = Problems("network and data")
     sizes = {"data.crop": data.crop_size()}
-    val = data.samples("val")
-    for height, width in {(int(h), int(w)) for h, w in val.sizes}:
+    for height, width in {(int(h), int(w)) for h, w in data.eval_sizes("val")}:
         sizes[f"validation photos of {width}x{height}"] = (height, width)
     check_size = getattr(network, "check_size", None)
     if check_size is not None:

@@ -9,20 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
 
 from cityseg.callbacks.history import read_history
 from cityseg.callbacks.state import EpochSeed
 from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
 from cityseg.data.datamodule import SegmentationDataModule
-from cityseg.errors import CheckpointError
+from cityseg.errors import CheckpointError, ConfigError
 from cityseg.files import write_json
 from cityseg.reports.plots import plot_class_iou, plot_confusion, plot_curves
-from cityseg.runs.config import check_run_config, check_trusted, resume_config, settle
+from cityseg.runs.config import check_run_config, check_trusted, network_node, resume_config, settle
 from cityseg.runs.objects import (
     build_callbacks,
     build_data,
@@ -31,6 +33,7 @@ from cityseg.runs.objects import (
     build_task,
     build_trainer,
     check_fit,
+    fit_labels,
 )
 from cityseg.runs.output import print_closing, quiet_libraries
 from cityseg.runs.scoring import Pictures, score
@@ -95,12 +98,21 @@ def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
     """Build data and task; what is wrong with the network is said before the data is touched."""
     data = build_data(config)
     data.check_root()
-    check_run_config(config, Task.logged)
+    check_run_config(config, hydra.utils.get_class(config.task._target_))
     network = build_network(config, data.label_space)
+    node = network_node(config)
+    if node.get("freeze_encoder") and not node.get("pretrained"):
+        log.warning(
+            "model.freeze_encoder=true with model.pretrained=false: the encoder stays random. Give it weights "
+            "(model.pretrained=true or a file) or train it (model.freeze_encoder=false)"
+        )
     if data.builtin:
         log.info("data.root is not set: using the built-in synthetic scenes")
     data.index(["train", "val"])
     check_fit(network, data)
+    fit_labels(config, data)
+    if config.compile:
+        _compile(network)
     task = build_task(config, data, network)
     counts = {split: len(data.samples(split)) for split in ("train", "val")}
     log.info(
@@ -111,11 +123,22 @@ def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
     return data, task
 
 
+def _compile(network: nn.Module) -> None:
+    if getattr(network, "has_auxiliary", False):
+        raise ConfigError(
+            "compile=true: an auxiliary head is trained through a path that is not compiled. Fix: compile=false, or "
+            "model.auxiliary_head=false"
+        )
+    network.compile()  # in place: wrapping it would rename the weights
+
+
 def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_from: Path | None) -> pl.Trainer:
     plain: Any = OmegaConf.to_container(config, resolve=False)
     plain["resume"] = None
     callbacks = [*build_callbacks(config), EpochSeed(config.seed), SelfContained(plain, data.label_space)]
-    trainer = build_trainer(config, callbacks, build_loggers(config), progress=True)
+    # A task that steps its own optimizers reads these keys itself.
+    own: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
+    trainer = build_trainer(config, callbacks, build_loggers(config), progress=True, **(own if task.manual else {}))
     for logger in trainer.loggers:
         if not isinstance(logger, TensorBoardLogger):  # that one takes them together with the final score
             logger.log_hyperparams(hyperparameters(config))
@@ -141,7 +164,7 @@ def _finish(
     figures |= {
         "epochs": trainer.current_epoch,
         "best_epoch": best.epochs,
-        "pretrained": config.model.get("pretrained", False),
+        "pretrained": network_node(config).get("pretrained", False),
         "seed": config.seed,
     }
     plots = run_dir / "plots"
@@ -162,7 +185,7 @@ def hyperparameters(config: DictConfig) -> dict[str, Any]:
             else:
                 flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
 
-    groups = ("data", "model", "loss", "optimizer", "scheduler", "augment", "trainer")
+    groups = ("data", "model", "loss", "optimizer", "scheduler", "augment", "trainer", "task")
     walk({key: OmegaConf.to_container(config[key], resolve=True) for key in groups}, "")
     return {**flat, "seed": config.seed}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from cityseg.data.loading import Batch
 from cityseg.labels import LabelSpace
 from cityseg.metrics import Scores, SegmentationMetrics, scores_from_confusion
+from cityseg.models.network import count_parameters
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
 Stage = Literal["val", "test"]
 
 
@@ -29,8 +30,11 @@ class Task(pl.LightningModule):
         label_space: the classes.
     """
 
-    logged: tuple[str, ...] = ("train/loss", "val/loss", "val/miou", "val/mpa", "val/pixel_accuracy")
+    logged: tuple[str, ...] = ("train/loss", "val/loss", "val/miou", "val/mpa", "val/pixel_accuracy", "val/dice")
     """Every figure an epoch ends with: what a checkpoint, a scheduler or early stopping can monitor."""
+
+    manual: ClassVar[bool] = False
+    """Whether the task steps its optimizers itself; then it clips and accumulates itself too."""
 
     def __init__(self, network: nn.Module, loss: nn.Module, label_space: LabelSpace) -> None:
         """See the class."""
@@ -60,7 +64,15 @@ class Task(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predicted train ids ``(B, H, W)`` uint8."""
-        return cast(Tensor, self(batch["photo"])).argmax(dim=1).to(torch.uint8)
+        return self._whole_logits(batch).argmax(dim=1).to(torch.uint8)
+
+    def parameters_by_part(self) -> dict[str, int]:
+        """Parameter counts for the summary."""
+        return count_parameters(self.network)
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures ``(B, 1 or 3, h, w)`` in 0..1 that show what this task does with a batch, beside its predictions."""
+        return {}
 
     def on_validation_start(self) -> None:
         """Let every process validate what the first would save: until now batch-norm statistics are its own."""
@@ -79,12 +91,21 @@ class Task(pl.LightningModule):
     def _metric(self, stage: Stage) -> SegmentationMetrics:
         return cast(SegmentationMetrics, self._metrics[stage])
 
-    def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
+    def _whole_logits(self, batch: Batch) -> Tensor:
+        """Logits at the size of the target or, without one, of the photo in its file."""
         logits: Tensor = self(batch["photo"])
+        if "target" in batch:
+            size = batch["target"].shape[-2:]
+        else:
+            size = torch.Size(batch["size"][0].tolist())  # a batch holds one size
+        if logits.shape[-2:] == size:
+            return logits
+        return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+    def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
+        logits = self._whole_logits(batch)
         target = batch.get("target")
         if target is not None:
-            if logits.shape[-2:] != target.shape[-2:]:
-                logits = functional.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
             loss = self.loss(logits, target)
             self.log(f"{stage}/loss", loss, on_epoch=True, on_step=False, batch_size=len(target), sync_dist=True)
         prediction = logits.argmax(dim=1)
@@ -102,8 +123,9 @@ class Task(pl.LightningModule):
         metric.reset()
         self.scores = scores_from_confusion(confusion, self.label_space)
         scores = self.scores
-        figures = {"miou": scores["miou"], "mpa": scores["mpa"], "pixel_accuracy": scores["pixel_accuracy"]}
-        for key, value in figures.items():
+        names: tuple[Literal["miou", "mpa", "pixel_accuracy", "dice"], ...] = ("miou", "mpa", "pixel_accuracy", "dice")
+        for key in names:
+            value = scores[key]
             # A split without one valid pixel has no score; NaN is what a logger can take for it.
             figure = float("nan") if value is None else value
             self.log(f"{stage}/{key}", figure, prog_bar=key == "miou", sync_dist=True)

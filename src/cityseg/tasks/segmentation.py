@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cityseg.data.loading import Batch
 from cityseg.labels import LabelSpace
+from cityseg.optimizers import build_optimizer
 from cityseg.schedulers import SchedulerFactory
 from cityseg.tasks.base import OptimizerFactory, Task, optimizer_steps
 
@@ -21,6 +23,9 @@ class SegmentationTask(Task):
         optimizer: parameters -> optimizer.
         scheduler: optimizer and length of the run -> learning-rate schedule.
         label_space: the classes.
+        encoder_lr_factor: learning rate of the encoder over that of the rest.
+        layer_decay: learning rate of each encoder stage over that of the next deeper one.
+        auxiliary_weight: factor of the auxiliary head's loss, where the network has one.
     """
 
     def __init__(
@@ -30,27 +35,46 @@ class SegmentationTask(Task):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory,
         label_space: LabelSpace,
+        *,
+        encoder_lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
+        auxiliary_weight: float = 0.4,
     ) -> None:
         """See the class."""
         super().__init__(network, loss, label_space)
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._lr_factors = {"encoder_lr_factor": encoder_lr_factor, "layer_decay": layer_decay}
+        self._auxiliary_weight = auxiliary_weight
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of one batch of crops."""
+        return self.supervised(batch)[1]
+
+    def supervised(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, C, H, W)`` of a batch of crops, and the loss against its train ids, which is logged."""
         target = batch["target"]
-        loss: Tensor = self.loss(self(batch["photo"]), target)
+        if getattr(self.network, "has_auxiliary", False):
+            logits, auxiliary = self.network.forward_auxiliary(batch["photo"])  # type: ignore[operator]
+            loss: Tensor = self.loss(logits, target) + self._auxiliary_weight * self.loss(auxiliary, target)
+        else:
+            logits = self(batch["photo"])
+            loss = self.loss(logits, target)
         size = len(target)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=size, prog_bar=True)
         # Such a batch teaches nothing: its loss is 0. Many of them mean that labels are missing or read wrongly.
         only_void = (target == self.label_space.ignore_index).all().float()
         self.log("train/void_batches", only_void, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
-        return loss
+        return logits, loss
+
+    def network_optimizer(self) -> Optimizer:
+        """The optimizer of the network's trainable parameters, a learning rate for each group of them."""
+        return build_optimizer(self._optimizer, self.network, **self._lr_factors)
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over the trainable parameters, and its schedule."""
-        optimizer = self._optimizer([p for p in self.network.parameters() if p.requires_grad])
+        """One optimizer, and its schedule."""
+        optimizer = self.network_optimizer()
         total, per_epoch = optimizer_steps(self.trainer)
         return {
             "optimizer": optimizer,

@@ -1,0 +1,243 @@
+"""Adversarial training: the segmentation network is the generator, a discriminator judges its labellings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from cityseg.adversarial import (
+    AuxiliaryMap,
+    accuracy,
+    discriminator_hinge,
+    generator_hinge,
+    predicted_map,
+    r1_penalty,
+    true_map,
+)
+from cityseg.data.loading import Batch
+from cityseg.errors import ConfigError
+from cityseg.models.network import count_parameters
+from cityseg.models.patchgan import PatchGan
+from cityseg.tasks.base import OptimizerFactory, optimizer_steps
+from cityseg.tasks.segmentation import SegmentationTask
+
+
+class AdversarialTask(SegmentationTask):
+    """Alternates a step of the discriminator and a step of the generator, each on its own parameters only.
+
+    The generator minimises its segmentation loss + ``adversarial_weight`` x hinge; with weight 0 training is the
+    plain task's, step for step, and the discriminator rests. Accumulated batches are kept until the step, so that
+    both steps see all of them as one large batch: first the discriminator, then, against its new weights, the
+    generator.
+
+    Args:
+        discriminator: photo in -1..1 and auxiliary map -> scores ``(B, 1, h, w)``.
+        discriminator_optimizer: parameters -> optimizer; it follows the generator's schedule.
+        adversarial_weight: factor of the adversarial term.
+        warmup_epochs: first epochs without the adversarial term; the discriminator learns already.
+        auxiliary_map: which map the discriminator sees, see :func:`cityseg.adversarial.predicted_map`.
+        discriminator_steps: steps of the discriminator for each one of the generator, on the same batches.
+        r1_weight: factor of the R1 penalty, 0 for none.
+        accumulate_grad_batches: batches that make one step.
+        gradient_clip_val: largest norm (or value) of either one's gradient; None for no limit.
+        gradient_clip_algorithm: ``norm`` or ``value``.
+        options: as :class:`SegmentationTask` has them.
+    """
+
+    manual = True
+
+    def __init__(
+        self,
+        *,
+        discriminator: PatchGan,
+        discriminator_optimizer: OptimizerFactory,
+        adversarial_weight: float,
+        warmup_epochs: int = 0,
+        auxiliary_map: AuxiliaryMap = "expected_index",
+        discriminator_steps: int = 1,
+        r1_weight: float = 0.0,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str = "norm",
+        **options: Any,
+    ) -> None:
+        """See the class.
+
+        Raises:
+            ConfigError: if an option is out of its range.
+        """
+        super().__init__(**options)
+        self.automatic_optimization = False
+        self.discriminator = discriminator
+        self._discriminator_optimizer = discriminator_optimizer
+        self._weight, self._warmup = _at_least(0, "adversarial_weight", adversarial_weight), warmup_epochs
+        _at_least(0, "warmup_epochs", warmup_epochs)
+        self._map: AuxiliaryMap = auxiliary_map
+        self._discriminator_steps = int(_at_least(1, "discriminator_steps", discriminator_steps))
+        self._r1_weight = _at_least(0, "r1_weight", r1_weight)
+        self._accumulate = accumulate_grad_batches
+        self._clip = {"gradient_clip_val": gradient_clip_val, "gradient_clip_algorithm": gradient_clip_algorithm}
+        self._window: list[Batch] = []
+        self._monitor: object = None  # of a plateau schedule
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect a batch; with the last of a step, train the discriminator and then the generator."""
+        self._window.append(batch)
+        if len(self._window) < self._accumulate and not self.trainer.is_last_batch:
+            return
+        window, self._window = self._window, []
+        if len(window) == 1:  # the labelling that the discriminator has judged is the one the generator learns from
+            labelled = self.supervised(window[0])
+            self._discriminator_step(window, [labelled[0].detach()])
+            self._generator_step(window, [labelled])
+        else:
+            with torch.no_grad(), unchanged_statistics(self.network):
+                fakes = [self(batch["photo"]) for batch in window] if self._weight > 0 else []
+            self._discriminator_step(window, fakes)
+            self._generator_step(window, (self.supervised(batch) for batch in window))
+
+    def _step_optimizer(self, which: int) -> LightningOptimizer:
+        optimizers = self.optimizers()
+        return optimizers[which] if isinstance(optimizers, list) else optimizers
+
+    def _discriminator_step(self, window: Sequence[Batch], logits: Sequence[Tensor]) -> None:
+        if self._weight == 0:
+            return
+        optimizer = self._step_optimizer(1)
+        for _ in range(self._discriminator_steps):
+            optimizer.zero_grad()
+            for batch, fake_logits in zip(window, logits, strict=True):
+                self.manual_backward(self._discriminator_loss(batch, fake_logits) / len(window))
+            optimizer.step()
+
+    def _discriminator_loss(self, batch: Batch, fake_logits: Tensor) -> Tensor:
+        photo, void = self._condition(batch)
+        real_map = true_map(batch["target"], void, self.label_space.num_classes, self._map)
+        fake_map = predicted_map(fake_logits, void, self._map)
+        real, fake = self.discriminator(photo, real_map), self.discriminator(photo, fake_map)
+        weight = self.discriminator.valid_mask(void)
+        loss = discriminator_hinge(real, fake, weight)
+        self._log("discriminator_loss", loss, batch)
+        right_on_real, right_on_fake = accuracy(real, fake, weight)
+        self._log("discriminator_real_accuracy", right_on_real, batch)
+        self._log("discriminator_fake_accuracy", right_on_fake, batch)
+        if self._r1_weight > 0:
+            loss = loss + self._r1_weight * r1_penalty(self.discriminator, photo, real_map, weight)
+        return loss
+
+    def _generator_step(self, window: Sequence[Batch], labelled: Iterable[tuple[Tensor, Tensor]]) -> None:
+        optimizer = self._step_optimizer(0)
+        optimizer.zero_grad()
+        weight = self._weight if self.current_epoch >= self._warmup else 0.0
+        with without_gradients(self.discriminator):
+            for batch, (logits, loss) in zip(window, labelled, strict=True):
+                if weight > 0:
+                    adversarial = self._adversarial_loss(batch, logits)
+                    self._log("adversarial_loss", adversarial, batch)
+                    loss = loss + weight * adversarial
+                self.manual_backward(loss / len(window))
+        optimizer.step()
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == "step":
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    def _adversarial_loss(self, batch: Batch, logits: Tensor) -> Tensor:
+        photo, void = self._condition(batch)
+        fake = self.discriminator(photo, predicted_map(logits, void, self._map))
+        return generator_hinge(fake, self.discriminator.valid_mask(void))
+
+    def _condition(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The photo ``(B, 3, H, W)`` in -1..1, and where the truth is void, ``(B, H, W)`` bool."""
+        return batch["photo"].float() / 127.5 - 1, batch["target"] == self.label_space.ignore_index
+
+    def _log(self, name: str, value: Tensor, batch: Batch) -> None:
+        size = len(batch["photo"])
+        self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """The generator's optimizer and, unless it rests, the discriminator's, both on the same schedule."""
+        optimizers = [self.network_optimizer()]
+        if self._weight > 0:
+            optimizers.append(self._discriminator_optimizer(list(self.discriminator.parameters())))
+        batches, per_epoch = optimizer_steps(self.trainer)
+        epochs = max(batches // per_epoch, 1)
+        steps = -(-per_epoch // self._accumulate)
+        schedules = [
+            dict(self._scheduler(optimizer, total_steps=epochs * steps, steps_per_epoch=steps))
+            for optimizer in optimizers
+        ]
+        for schedule in schedules:  # in manual optimization the trainer takes no monitor
+            self._monitor = schedule.pop("monitor", None)
+            schedule.pop("strict", None)
+        return optimizers, schedules
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip and log the gradient of whichever steps now; it is no longer scaled here."""
+        mine = optimizer is self.trainer.optimizers[0]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        name = "train/generator_gradient_norm" if mine else "train/discriminator_gradient_norm"
+        self.log(name, get_total_norm(gradients), on_step=False, on_epoch=True, sync_dist=True)
+        self.clip_gradients(optimizer, **self._clip)  # type: ignore[arg-type]
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedules that go by epochs."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == "epoch" and isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(self.trainer.callback_metrics[cast(str, self._monitor)])
+            elif config.interval == "epoch":
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    def parameters_by_part(self) -> dict[str, int]:
+        """Parameter counts for the summary, the discriminator's beside the network's."""
+        return {**super().parameters_by_part(), "discriminator": count_parameters(self.discriminator)["total"]}
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The auxiliary maps that the discriminator sees, ``(B, 1, H, W)`` in 0..1: truth | prediction."""
+        if "target" not in batch:
+            return {}
+        _, void = self._condition(batch)
+        # Of several channels the sum over classes weighted by their index is what an eye can compare.
+        kind: AuxiliaryMap = "expected_index" if self._map == "probabilities" else self._map
+        truth = true_map(batch["target"], void, self.label_space.num_classes, kind)
+        return {"auxiliary_maps": torch.cat([truth, predicted_map(self._whole_logits(batch), void, kind)], dim=3)}
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Let gradients through a module, but none into its parameters."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch normalisation use a batch's statistics without counting them into the running ones."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _at_least(least: float, name: str, value: float) -> float:
+    if not value >= least:
+        raise ConfigError(f"task.{name}: found {value!r}, expected a number from {least:g}")
+    return value
