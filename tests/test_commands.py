@@ -130,7 +130,9 @@ def test_readme_training_commands_run(line, tmp_path, cache_dir, trained):
     # The keys typed in the README come last, so that they win; but for those that make a run long.
     long = ("trainer.max_epochs", "data.crop", "data.batch_size", "model.encoder", "trainer=")
     typed = [word for word in typed if not word.startswith(long)]
-    command(ROOT / "train.py", *TINY, SCENES, f"data.cache_dir={cache_dir}", *typed, cwd=tmp_path)
+    own_encoder = any(word.startswith(("model=gan", "experiment=")) for word in typed)
+    tiny = [word for word in TINY if not (own_encoder and word.startswith("model."))]
+    command(ROOT / "train.py", *tiny, SCENES, f"data.cache_dir={cache_dir}", *typed, cwd=tmp_path)
 
 
 @pytest.mark.slow
@@ -160,6 +162,20 @@ def test_two_processes_train_and_one_writes_the_run_folder(tmp_path, cache_dir):
     rows = (run / "history.csv").read_text().splitlines()
     scores = [float(line.split(",")[rows[0].split(",").index("val/miou")]) for line in rows[1:]]
     assert figures["miou"] == pytest.approx(max(scores), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_adversarially(tmp_path, cache_dir):
+    run = tmp_path / "run"
+    data = ("data.scenes={train: 8, val: 3, size: 64}", f"data.cache_dir={cache_dir}", "trainer.max_epochs=2")
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.sync_batchnorm=false",
+           "trainer.strategy=ddp_find_unused_parameters_true")  # fmt: skip
+    gan = ("model=gan", "generator=unet", "model.generator.encoder=resnet18", "task.warmup_epochs=0")
+    tiny = [word for word in TINY if not word.startswith("model.")]
+    command(ROOT / "train.py", *tiny, *data, *ddp, *gan, f"hydra.run.dir={run}", cwd=tmp_path, timeout=500)
+    rows = (run / "history.csv").read_text().splitlines()
+    scores = [float(line.split(",")[rows[0].split(",").index("val/miou")]) for line in rows[1:]]
+    assert json.loads((run / "metrics.json").read_text())["miou"] == pytest.approx(max(scores), abs=1e-6)
 
 
 @pytest.mark.slow

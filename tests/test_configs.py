@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from cityseg.runs.config import build
+from tests.conftest import TINY
 
 CONF = Path(__file__).parent.parent / "conf"
 CHECKED_ELSEWHERE = {
     "data": {"common"},  # the part that the layouts share
-    "model": {path.stem for path in (CONF / "model").glob("*.yaml")},  # tests/models/test_smp.py trains each
+    "model": {path.stem for path in (CONF / "model").glob("*.yaml")},  # tests/models trains each
     "trainer": {"gpu", "ddp"},  # composed below: they need devices
     "logger": {"wandb", "mlflow"},  # composed below: they need their packages
+    "task": {"adversarial"},  # tests/test_experiments.py: it comes with model=gan
 }
 
 
@@ -30,6 +32,7 @@ def test_every_group_is_covered():
         "augment",
         "callbacks",
         "data",
+        "experiment",  # tests/test_experiments.py
         "logger",
         "loss",
         "model",
@@ -48,7 +51,7 @@ def test_a_choice_runs(run_tiny, choice):
     assert (folder / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize("choice", ["callbacks=[default,early_stopping]", "logger=[tensorboard,csv]"])
+@pytest.mark.parametrize("choice", ["callbacks=[default,early_stopping,ema,freezing]", "logger=[tensorboard,csv]"])
 def test_several_choices_of_a_group_run_together(run_tiny, choice):
     assert (run_tiny(choice) / "metrics.json").is_file()
 
@@ -70,6 +73,21 @@ def test_a_logger_without_its_package_says_what_to_install(compose_config, name)
     node = compose_config([f"logger={name}"]).logger[name]
     with pytest.raises(Exception, match=name):
         build(node)
+
+
+NETWORKS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["gtfine", "pairs"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_trains_on_every_layout(run_tiny, network, layout):
+    base = [key for key in TINY if not key.startswith(("model.", "+model."))]
+    small = {"dpt": "tu-vit_tiny_patch16_224", "segformer": "mit_b0", "upernet": "tu-convnext_atto"}
+    if not network.startswith("gan"):
+        base.append(f"model.encoder={small.get(network, 'resnet18')}")
+    folder = run_tiny(f"model={network}", f"data={layout}", "logger=none", base=tuple(base))
+    assert (folder / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("layout", ["gtfine", "pairs", "folders"])

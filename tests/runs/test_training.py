@@ -12,6 +12,8 @@ from cityseg.checkpoints import load_checkpoint
 from cityseg.errors import CheckpointError, ConfigError, DataError
 from cityseg.runs.evaluation import evaluate
 from cityseg.runs.training import INTERRUPTED, train
+from cityseg.tasks.segmentation import SegmentationTask
+from tests.conftest import TINY
 from tests.data.layouts import save, write_gtfine
 
 
@@ -71,11 +73,9 @@ def test_another_seed_gives_another_run(run_tiny):
     assert losses(run_tiny(folder="first")) != losses(run_tiny("seed=7", folder="second"))
 
 
-def interrupt_after(run_tiny, monkeypatch, epochs, *overrides, folder):
+def interrupt_after(run_tiny, monkeypatch, epochs, *overrides, folder, task=SegmentationTask, base=TINY):
     """Stop a run as Ctrl-C does, in the middle of an epoch."""
-    from cityseg.tasks.segmentation import SegmentationTask
-
-    step = SegmentationTask.training_step
+    step = task.training_step
 
     def stopping_step(self, batch, batch_idx):
         if self.current_epoch == epochs and batch_idx == 1:
@@ -83,9 +83,9 @@ def interrupt_after(run_tiny, monkeypatch, epochs, *overrides, folder):
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentationTask, "training_step", stopping_step)
+        patch.setattr(task, "training_step", stopping_step)
         with pytest.raises(SystemExit) as stopped:
-            run_tiny(*overrides, folder=folder)
+            run_tiny(*overrides, folder=folder, base=base)
     return stopped.value.code
 
 

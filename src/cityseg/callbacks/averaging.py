@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cityseg.errors import ConfigError
 from cityseg.tasks.base import Task
@@ -66,13 +67,16 @@ class WeightEMA(pl.Callback):
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
-        share = 1 - ema_decay(self._updates, self._decay)
+        averages, values = [], []
         for key, value in _weights(pl_module).items():
             average = self._average[key]
             if value.is_floating_point():
-                average.lerp_(value.to(average.dtype), share)
+                averages.append(average)
+                values.append(value.to(average.dtype))
             else:
                 average.copy_(value)
+        update = get_ema_multi_avg_fn(ema_decay(self._updates, self._decay))  # type: ignore[no-untyped-call]
+        update(averages, values, self._updates)
         self._updates += 1
 
     @torch.no_grad()

@@ -44,7 +44,7 @@ class EncoderFreezing(pl.Callback):
 
     def __init__(self, epochs: float = 0.05, unfreeze: Unfreeze = "all", epochs_per_stage: int = 1) -> None:
         """See the class."""
-        if epochs < 0 or (epochs >= 1 and epochs != int(epochs)):
+        if not epochs >= 0 or (epochs >= 1 and epochs != int(epochs)):
             raise _wrong("epochs", epochs, "a share from 0 to less than 1, or a whole number of epochs")
         if unfreeze not in get_args(Unfreeze):
             hint = did_you_mean(str(unfreeze), get_args(Unfreeze))
@@ -73,8 +73,8 @@ class EncoderFreezing(pl.Callback):
         if not self._trainable:
             found = "an encoder that is frozen for good (model.freeze_encoder)" if stages else "none"
             raise ConfigError(
-                f"callbacks.freezing: the network has no encoder to freeze and unfreeze: found {found}. Fix: choose "
-                "a model with an encoder that is trained, or leave callbacks=freezing out"
+                f"callbacks.freezing: the network has no encoder to freeze and unfreeze: found {found}. Fix: "
+                "model.freeze_encoder=false, another model, or no callbacks=freezing"
             )
         _check_strategy(trainer)
 

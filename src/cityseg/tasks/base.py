@@ -94,10 +94,8 @@ class Task(pl.LightningModule):
     def _whole_logits(self, batch: Batch) -> Tensor:
         """Logits at the size of the target or, without one, of the photo in its file."""
         logits: Tensor = self(batch["photo"])
-        if "target" in batch:
-            size = batch["target"].shape[-2:]
-        else:
-            size = torch.Size(batch["size"][0].tolist())  # a batch holds one size
+        # A batch holds one size.
+        size = batch["target"].shape[-2:] if "target" in batch else torch.Size(batch["size"][0].tolist())
         if logits.shape[-2:] == size:
             return logits
         return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
