@@ -113,6 +113,26 @@ def test_each_step_changes_its_own_network_only_and_they_take_turns():
     assert steps.seen == [(1, False, True), (0, True, False)] * 2
 
 
+def test_a_generator_step_has_no_weight_of_the_discriminator_on_its_tape():
+    module, on_tape = task(), []
+
+    def note(part, inputs):
+        if inputs[1].requires_grad:  # the labelling of a generator step
+            on_tape.append(any(p.requires_grad for p in part.parameters()))
+
+    module.discriminator.register_forward_pre_hook(note)
+    fit(module, batches(2))
+    assert on_tape == [False, False]
+    assert all(p.requires_grad for p in module.discriminator.parameters())
+
+
+def test_accumulated_batches_count_once_in_the_running_statistics():
+    normalised = network()
+    normalised.body.insert(1, nn.BatchNorm2d(8))
+    fit(task(network=normalised, accumulate_grad_batches=2), batches(4))
+    assert normalised.body[1].num_batches_tracked == 4
+
+
 def test_the_discriminator_takes_as_many_steps_as_asked_for():
     steps = Steps()
     fit(task(discriminator_steps=3), batches(1), callbacks=[steps])
