@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
+from decoders import to_train_ids
 from omegaconf import OmegaConf
 from PIL import Image
 
 from cityseg.checkpoints import load_checkpoint
-from cityseg.labels import VOID, LabelSpace, label_space
+from cityseg.labels import VOID, label_space
 from cityseg.runs.evaluation import build_scoring_task, evaluation_config
 from cityseg.runs.objects import build_data
 
@@ -37,16 +37,6 @@ DECODERS = {
     "K-means 10": ["data.labels=kmeans", "data.clusters=10"],
     "K-means 20": ["data.labels=kmeans", "data.clusters=20"],
 }
-
-
-def to_train_ids(space: LabelSpace, truth: LabelSpace) -> np.ndarray:
-    """Train id of the truth for each class of a space, by name; VOID for clusters of void colours, ``(256,)`` uint8."""
-    table = np.full(256, VOID, np.uint8)
-    for index, name in enumerate(space.class_names):
-        plain = re.sub(r" \d+$", "", name)
-        if plain in truth.class_names:
-            table[index] = truth.class_names.index(plain)
-    return table
 
 
 def true_scores(checkpoint: Path, root: Path, folder: Path) -> dict:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -31,6 +31,7 @@ from cityseg.labels import VOID, ByteArray, LabelSpace, label_space
 
 DISTANCES = (None, 60.0, 45.0, 30.0, 25.0, 20.0, 15.0, 12.0, 8.0)
 Counts = npt.NDArray[np.int64]
+Decoder = Callable[[ByteArray], ByteArray]
 
 
 def parse_distance(text: str) -> float | None:
@@ -80,9 +81,8 @@ def mean_iou(confusion: Counts, rejected: Counts | int = 0) -> float:
     return float(np.mean(hits[truth > 0] / union[truth > 0]))
 
 
-def score_row(pairs: Sequence[tuple[ByteArray, ByteArray]], space: LabelSpace, max_distance: float | None) -> str:
+def score_row(name: str, decoder: Decoder, pairs: Sequence[tuple[ByteArray, ByteArray]], space: LabelSpace) -> str:
     """One line of the first table."""
-    decoder = PaletteDecoder(space, max_distance)
     decoder(pairs[0][0])  # builds the table
     start = time.perf_counter()
     decoded = [decoder(colors) for colors, _ in pairs]
@@ -95,7 +95,7 @@ def score_row(pairs: Sequence[tuple[ByteArray, ByteArray]], space: LabelSpace, m
     least = int(kept.argmin())
     phantom = confusion.sum(0)[total == 0]
     cells = (
-        "none" if max_distance is None else f"{max_distance:g}",
+        name,
         f"{100 * confusion.sum() / total.sum():.1f} %",
         f"{space.class_names[least]} {100 * kept[least]:.1f} %",
         f"{100 * confusion.trace() / confusion.sum():.2f} %",
@@ -105,6 +105,12 @@ def score_row(pairs: Sequence[tuple[ByteArray, ByteArray]], space: LabelSpace, m
         f"{milliseconds:.2f}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def print_header(first: str) -> None:
+    """Print the head of a table of :func:`score_row` lines."""
+    print(f"| {first} | kept | least kept | accuracy | mIoU | mIoU, rejected wrong | phantom | ms |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
 
 
 def distance_row(name: str, values: Sequence[float]) -> str:
@@ -143,10 +149,10 @@ def main() -> None:
     space = label_space(args.space)
     pairs = read_pairs(args.root, args.split, args.jpeg_quality)
     print(f"{len(pairs)} composites of {args.root / args.split}, label space {space.name}\n")
-    print("| max_distance | kept | least kept | accuracy | mIoU | mIoU, rejected wrong | phantom | ms |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print_header("max_distance")
     for max_distance in args.distances:
-        print(score_row(pairs, space, max_distance), flush=True)
+        name = "none" if max_distance is None else f"{max_distance:g}"
+        print(score_row(name, PaletteDecoder(space, max_distance), pairs, space), flush=True)
     print_distances(pairs, space)
 
 

@@ -11,6 +11,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from cityseg.checkpoints import load_checkpoint
 from cityseg.data import pairs
+from cityseg.data.blends import BlendDecoder
 from cityseg.data.pairs import PairsDataModule
 from cityseg.data.samples import Samples
 from cityseg.errors import ConfigError, DataError
@@ -132,8 +133,6 @@ def test_clusters_may_have_any_colours(tmp_path):
 
 @pytest.mark.parametrize("reject", [True, False])
 def test_palette_blend_decodes_blends(tmp_path, reject):
-    from cityseg.data.blends import BlendDecoder
-
     root = write_pairs(tmp_path, ending="jpg")
     data = PairsDataModule(str(root), labels="palette_blend", reject_ambiguous=reject, **OPTIONS)
     samples = data.samples("train")
@@ -193,6 +192,7 @@ def test_clusters_travel_with_the_checkpoint(run_tiny, compose_config, tmp_path)
     assert set(np.unique(predicted)) <= set(checkpoint.label_space.label_ids)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_clusters(run_tiny, monkeypatch):
     folder = run_tiny(*RUN)
     centers = load_checkpoint(folder / "checkpoints/last.ckpt").config["data"]["centers"]

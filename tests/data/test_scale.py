@@ -230,6 +230,7 @@ def test_impossible_values_are_refused_with_what_is_possible(gtfine, options, me
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_on_centre_crops_says_so_and_can_be_scored_on_whole_images(run_tiny, compose_config, tmp_path):
     folder = run_tiny("data.val_crop=32", "data.cache=ram", "data.sampling=class_balanced", "callbacks.images=null")
     figures = json.loads((folder / "metrics.json").read_text())

@@ -54,8 +54,11 @@ def test_a_skip_is_added_after_it_is_resized():
 @pytest.mark.parametrize(
     "encoder",
     [
-        *("efficientnet_b0", "mobilenetv2_100", "resnet18", "convnext_atto", "vit_tiny_patch16_224", "vgg11_bn"),
-        pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
+        *("efficientnet_b0", "mobilenetv2_100", "resnet18", "convnext_atto"),
+        *(
+            pytest.param(encoder, marks=pytest.mark.slow)
+            for encoder in ("vit_tiny_patch16_224", "vgg11_bn", "swin_tiny_patch4_window7_224")
+        ),
     ],
 )
 def test_any_encoder_takes_its_place_and_every_weight_that_should_learns(encoder):

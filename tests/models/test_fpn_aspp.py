@@ -22,10 +22,17 @@ def small(**options):
     "encoder",
     [
         *("efficientnet_b0", "resnet18", "mobilenetv3_small_050", "convnext_atto"),
-        *("vgg11_bn", "hrnet_w18_small", "vit_tiny_patch16_224"),
-        pytest.param("convnext_tiny", marks=pytest.mark.slow),
-        pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow),
-        pytest.param("maxvit_tiny_tf_224", marks=pytest.mark.slow),
+        *(
+            pytest.param(encoder, marks=pytest.mark.slow)
+            for encoder in (
+                "vgg11_bn",
+                "hrnet_w18_small",
+                "vit_tiny_patch16_224",
+                "convnext_tiny",
+                "swin_tiny_patch4_window7_224",
+                "maxvit_tiny_tf_224",
+            )
+        ),
     ],
 )
 def test_photos_of_odd_sizes_come_back_at_their_size_and_every_weight_learns(encoder):

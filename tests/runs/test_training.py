@@ -138,7 +138,7 @@ def test_resume_of_a_folder_without_a_checkpoint_is_an_error(tmp_path, compose_c
         train(compose_config([f"resume={tmp_path}"], tmp_path), tmp_path, [])
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "focal_dice"])
+@pytest.mark.parametrize("loss", ["cross_entropy", pytest.param("focal_dice", marks=pytest.mark.slow)])
 def test_evaluating_the_checkpoint_from_elsewhere_gives_the_same_figures(run_tiny, tmp_path, compose_config, loss):
     folder = run_tiny(f"loss={loss}", "loss.class_weights=enet", "trainer.precision=bf16-mixed")
     final = json.loads((folder / "metrics.json").read_text())

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from cityseg.data.blends import BlendDecoder
 from cityseg.data.clusters import cluster_space, cluster_warnings, find_centers, numbered_space, sample_colors
 from cityseg.data.color_labels import MAX_DISTANCE, MAX_MEAN_DISTANCE, PaletteDecoder
 from cityseg.data.datamodule import SegmentationDataModule
@@ -142,12 +143,8 @@ class PairsDataModule(SegmentationDataModule):
             self._decode = None if centers is None else PaletteDecoder(space, None)
         else:
             space = named_label_space(label_space)
-            if labels == "palette":
-                self._decode = PaletteDecoder(space, max_distance)
-            else:
-                from cityseg.data.blends import BlendDecoder
-
-                self._decode = BlendDecoder(space, reject_ambiguous)
+            blend = labels == "palette_blend"
+            self._decode = BlendDecoder(space, reject_ambiguous) if blend else PaletteDecoder(space, max_distance)
         super().__init__(root, space, **options)
         self._any_colors = labels == "kmeans"
         self.reader = self._pairs_reader = PairsReader(self._decode)
