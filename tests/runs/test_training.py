@@ -251,3 +251,24 @@ def test_own_code_is_resumed_only_when_trusted(run_tiny):
         run_tiny(f"resume={folder}", "trainer.max_epochs=2")
     run_tiny(f"resume={folder}", "trainer.max_epochs=2", "trusted=[tests]")
     assert len(losses(folder)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_trains_and_keeps_the_names_of_its_weights(run_tiny):
+    limits = ("+trainer.limit_train_batches=2", "+trainer.limit_val_batches=1", "callbacks.images=null", "logger=none")
+    plain, compiled = run_tiny(*limits, folder="plain"), run_tiny(*limits, "compile=true", folder="compiled")
+    one, two = weights(plain), weights(compiled)
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[key], two[key], atol=1e-3) for key in one)
+
+
+def test_a_compiled_network_with_an_auxiliary_head_is_refused(run_tiny):
+    with pytest.raises(ConfigError, match="auxiliary head"):
+        run_tiny("compile=true", "model.auxiliary_head=true")
+
+
+def test_a_frozen_random_encoder_is_warned_of(run_tiny, caplog):
+    base = tuple(key for key in TINY if not key.startswith(("model.", "+model.")))
+    run_tiny("model=efficient_segnet", "model.encoder=resnet18", base=base)
+    assert "the encoder stays random" in caplog.text
