@@ -31,6 +31,7 @@ def test_every_group_is_covered():
     assert groups == {
         "augment",
         "callbacks",
+        "cv",
         "data",
         "experiment",  # tests/test_experiments.py
         "logger",

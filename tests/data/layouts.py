@@ -23,6 +23,11 @@ def photo(height=24, width=32, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+def seed_of(split, number):
+    """No photo is in two splits."""
+    return number + 1000 * ["train", "val", "test"].index(split)
+
+
 def label_ids(height=24, width=32):
     """Road below, sky above, a car between, an unlabelled corner."""
     ids = np.full((height, width), 23)
@@ -36,7 +41,7 @@ def write_gtfine(root: Path, counts=(("train", 4), ("val", 2)), size=(24, 32)) -
     for split, count in counts:
         for number in range(count):
             stem = f"{split}/ulm/ulm_000000_{number:06d}"
-            save(photo(*size, seed=number), root / "leftImg8bit" / f"{stem}_leftImg8bit.png")
+            save(photo(*size, seed=seed_of(split, number)), root / "leftImg8bit" / f"{stem}_leftImg8bit.png")
             ids = label_ids(*size)
             save(ids, root / "gtFine" / f"{stem}_gtFine_labelIds.png")
             train_ids = label_space("cityscapes19").encode_table[ids]
@@ -53,7 +58,7 @@ def composite(size=32, seed=0):
 def write_pairs(root: Path, counts=(("train", 12), ("val", 2)), ending="jpg") -> Path:
     for split, count in counts:
         for number in range(1, count + 1):
-            save(composite(seed=number), root / split / f"{number}.{ending}")
+            save(composite(seed=seed_of(split, number)), root / split / f"{number}.{ending}")
     return root
 
 
@@ -67,6 +72,6 @@ def write_folders(root: Path, counts=(("train", 4), ("val", 2)), colors=False) -
     palette[:3] = list(CLASSES.values())
     for split, count in counts:
         for number in range(count):
-            save(photo(seed=number), root / split / "images" / f"{number}.jpg")
+            save(photo(seed=seed_of(split, number)), root / split / "images" / f"{number}.jpg")
             save(palette[mask] if colors else mask, root / split / "masks" / f"{number}.png")
     return root

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from cityseg.data.cache import USABLE, CachedPairs, available_memory, cache_bytes, memory_cache, readable_bytes
+from cityseg.data.cities import GROUP_FILE
 from cityseg.data.loading import (
     Batch,
     FilePairs,
@@ -29,6 +30,8 @@ from cityseg.data.loading import (
 )
 from cityseg.data.samples import Reader, Samples, check
 from cityseg.data.scenes import scenes_root
+from cityseg.data.split_files import Split, check_leaks
+from cityseg.data.splits import Strategy, TrainingImages
 from cityseg.data.statistics import class_balanced_probabilities, image_class_pixels
 from cityseg.data.transforms import Augment
 from cityseg.errors import ConfigError, DataError, Problems, did_you_mean
@@ -105,6 +108,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._scale, self._val_crop = scale, None if val_crop == "none" else val_crop
         self._cache, self._sampling, self._verify = cache, sampling, verify
         self._seed = seed
+        self.split: tuple[list[str], Split] | None = None  # files of a run and their parts
         self._samples: dict[str, Samples] = {}
         self._cached: dict[tuple[str, View], CachedPairs] = {}
         self._check_options()
@@ -148,6 +152,40 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def check_split(self, samples: Samples, problems: Problems) -> None:
         """Look at a split whose files are sound as a whole; a layout adds what it finds to the problems."""
+
+    def cities(self, names: Sequence[str]) -> Sequence[str]:
+        """City of each file of a whole split.
+
+        Raises:
+            CitysegError: if it is not known.
+        """
+        raise ConfigError(f"data={self.layout} does not say which city a photo is from. Fix: {GROUP_FILE}")
+
+    def keep_splits(self) -> None:
+        """Train and validate on the folders' own splits.
+
+        Raises:
+            DataError: if a file is unsound, or one split leaks into the other.
+        """
+        self.index(["train", "val"])
+        train, val = self.samples("train"), self.samples("val")
+        names, nothing = train.names() + val.names(), np.zeros(0, np.int64)
+        split = Split(np.arange(len(train)), np.arange(len(train), len(names)), nothing)
+        check_leaks(train.root, names, split)
+        self.split = names, split
+
+    def divide(self, strategy: Strategy, fold: int) -> None:
+        """Make the training files the train, val and test split of a fold.
+
+        Raises:
+            CitysegError: if they cannot be divided so, or a part leaks into another.
+        """
+        full = self.samples("train")
+        images = TrainingImages(full.names(), lambda: self.cities(full.names()), lambda: image_class_pixels(self))
+        split = strategy(images, fold)
+        check_leaks(full.root, full.names(), split, strategy.groups_of(images))
+        self.split = full.names(), split
+        self._samples = {part: full.select(indices) for part, indices in split.items()}
 
     def fit_labels(self) -> dict[str, Any]:
         """Find in the training labels what a layout does not know of its classes; called once, before training.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from cityseg.data.cities import folder_cities
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.images import Header, read_label, read_photo
 from cityseg.data.samples import Pair, Samples, describe_folder, match_labels
@@ -128,6 +130,10 @@ class GtFineDataModule(SegmentationDataModule):
             return Samples.from_paths(root, photos, None)
         photos, labels = match_labels(photos, labels, self._label_of, self._photo_of, problems, root)
         return Samples.from_paths(root, photos, labels)
+
+    def cities(self, names: Sequence[str]) -> Sequence[str]:
+        """The folder of each photo."""
+        return folder_cities(names)
 
     def _label_of(self, photo: Path) -> Path:
         split, city = photo.parts[-3:-1]

@@ -12,11 +12,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from cityseg.data.blends import BlendDecoder
+from cityseg.data.cities import numbered_cities
 from cityseg.data.clusters import cluster_space, cluster_warnings, find_centers, numbered_space, sample_colors
 from cityseg.data.color_labels import MAX_DISTANCE, MAX_MEAN_DISTANCE, PaletteDecoder
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.images import Header, read_photo
 from cityseg.data.samples import Pair, Samples, describe_folder
+from cityseg.data.splits import Strategy, Stratified
 from cityseg.errors import ConfigError, FileProblem, Problems
 from cityseg.labels import VOID, ByteArray
 from cityseg.labels import label_space as named_label_space
@@ -177,6 +179,23 @@ class PairsDataModule(SegmentationDataModule):
         self._decode = PaletteDecoder(self.label_space, None)
         self.reader = self._pairs_reader = PairsReader(self._decode)
         return {"centers": [list(color) for color in self.label_space.colors]}
+
+    def cities(self, names: Sequence[str]) -> Sequence[str]:
+        """By number, where the files are as many as the public set has."""
+        return numbered_cities(names)
+
+    def divide(self, strategy: Strategy, fold: int) -> None:
+        """See the base; classes that are found in a fold's training part cannot balance its folds.
+
+        Raises:
+            ConfigError: with ``cv=stratified`` before clusters are found.
+        """
+        if self._decode is None and isinstance(strategy, Stratified):
+            raise ConfigError(
+                "cv=stratified balances the pixels of classes, data.labels=kmeans finds its classes in each fold. "
+                "Fix: cv=kfold or cv=grouped, or data.labels=palette_blend"
+            )
+        super().divide(strategy, fold)
 
     def find(self, root: Path, split: str, problems: Problems) -> Samples:
         """List the composites of a split in numeric order (2.jpg before 10.jpg)."""

@@ -82,6 +82,15 @@ class Samples:
         """Number of samples."""
         return len(self.photos)
 
+    def select(self, indices: npt.NDArray[np.int64]) -> Samples:
+        """The checked samples at some positions."""
+        labels = None if self.labels is None else self.labels[indices]
+        return Samples(self.root, self.photos[indices], labels, self.sizes[indices])
+
+    def names(self) -> list[str]:
+        """Paths of the photos, relative to the root."""
+        return [os.fsdecode(path) for path in self.photos]
+
     def photo(self, index: int) -> Path:
         """Path of a photo."""
         return self.root / os.fsdecode(self.photos[index])

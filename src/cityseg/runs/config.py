@@ -170,13 +170,7 @@ def check_run_config(config: DictConfig, task: type[Task]) -> None:
     """
     problems = Problems("the config")
     logged = task.logged
-    monitors = {"monitor": config.monitor}
-    for name, node in config.callbacks.items():
-        if node is not None and "monitor" in node:
-            monitors[f"callbacks.{name}.monitor"] = node.monitor
-    if "monitor" in config.scheduler:
-        monitors["scheduler.monitor"] = config.scheduler.monitor
-    for key, figure in monitors.items():
+    for key, figure in {"monitor": config.monitor, **_monitors(config)}.items():
         if figure not in logged:
             problems.add(
                 f"{key}: no figure {figure!r} is computed.{did_you_mean(str(figure), logged)}",
@@ -197,6 +191,37 @@ def check_run_config(config: DictConfig, task: type[Task]) -> None:
     if not isinstance(config.seed, int) or config.seed < 0:
         problems.add(f"seed: found {config.seed!r}, expected a whole number from 0")
     problems.raise_if_any(ConfigError)
+
+
+def check_without_validation(config: DictConfig) -> None:
+    """Refuse what waits for a figure of the validation split in a run that has none.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = Problems("a run without validation (cv.inner_val=0)")
+    for key, figure in _monitors(config).items():
+        node = OmegaConf.select(config, key.rpartition(".")[0])
+        if not str(figure).startswith("train/") and not picks_best(node):
+            problems.add(f"{key}: {figure} is not computed", fix="leave it out, or cv.inner_val=0.1")
+    problems.raise_if_any(ConfigError)
+
+
+def picks_best(node: DictConfig) -> bool:
+    """Whether a callback keeps the best epoch's checkpoint."""
+    return str(node.get("_target_")) == "cityseg.callbacks.best_checkpoint"
+
+
+def _monitors(config: DictConfig) -> dict[str, str]:
+    """Key -> figure of everything that watches one."""
+    monitors = {
+        f"callbacks.{name}.monitor": node.monitor
+        for name, node in config.callbacks.items()
+        if node is not None and "monitor" in node
+    }
+    if "monitor" in config.scheduler:
+        monitors["scheduler.monitor"] = config.scheduler.monitor
+    return monitors
 
 
 def _check_manual(config: DictConfig, problems: Problems) -> None:

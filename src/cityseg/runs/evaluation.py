@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cityseg.data.datamodule import SegmentationDataModule
-from cityseg.errors import CheckpointError
+from cityseg.errors import CheckpointError, ConfigError
 from cityseg.files import write_json
 from cityseg.reports.plots import plot_class_iou, plot_confusion
 from cityseg.runs.config import check_trusted, network_node
-from cityseg.runs.objects import build_data, build_loss, build_network, build_trainer
+from cityseg.runs.objects import build_data, build_loss, build_network, build_trainer, divide
 from cityseg.runs.output import print_closing, quiet_libraries
 from cityseg.runs.scoring import Pictures, score
 from cityseg.tasks.base import Task
@@ -47,6 +47,8 @@ def evaluate(config: DictConfig, run_dir: Path) -> float | None:
     pl.seed_everything(run.seed, workers=False, verbose=False)
     data = build_data(run)
     _check_label_space(checkpoint, data)
+    if run.get("fold") is not None:
+        divide(run, data)
     task = build_scoring_task(run, checkpoint, data)
     samples = data.samples(config.split)
     if samples.labels is None and not config.predictions:
@@ -81,6 +83,10 @@ def evaluation_config(checkpoint: Checkpoint, wanted: DictConfig, run_dir: Path)
         for key, value in wanted[group].items():
             if value is not None:
                 run[group][key] = value
+    if wanted.fold not in (None, "none"):
+        raise ConfigError(f"fold: found {wanted.fold!r}, expected null for the checkpoint's own fold, or none")
+    if wanted.fold == "none":
+        run.fold = None
     # The weights are in the checkpoint: nothing is to be fetched.
     if "pretrained" in network_node(run):
         network_node(run).pretrained = False

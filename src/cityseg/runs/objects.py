@@ -20,13 +20,21 @@ from cityseg.data.statistics import class_pixel_counts
 from cityseg.errors import ConfigError, Problems
 from cityseg.labels import LabelSpace
 from cityseg.losses import class_weights_from_counts
-from cityseg.runs.config import build, network_node
+from cityseg.runs.config import build, network_node, picks_best
 from cityseg.tasks.base import Task
 
 
 def build_data(config: DictConfig) -> SegmentationDataModule:
     """The data module; nothing is read yet."""
     return cast(SegmentationDataModule, build(config.data, augment=build(config.augment)))
+
+
+def divide(config: DictConfig, data: SegmentationDataModule) -> None:
+    """Find the files of a run: the folders' own splits, or those of a fold of the training files."""
+    if config.fold is None:
+        data.keep_splits()
+    else:
+        data.divide(build(config.cv), config.fold)
 
 
 def fit_labels(config: DictConfig, data: SegmentationDataModule) -> None:
@@ -90,9 +98,14 @@ def build_task(config: DictConfig, data: SegmentationDataModule, network: nn.Mod
     return cast(Task, build(config.task, **parts))
 
 
-def build_callbacks(config: DictConfig) -> list[Callback]:
-    """The callbacks of the config; a name set to null is left out, and without a logger what only feeds loggers."""
-    built = [build(node) for node in config.callbacks.values() if node is not None]
+def build_callbacks(config: DictConfig, *, validated: bool) -> list[Callback]:
+    """The callbacks of the config.
+
+    A name set to null is left out, without a logger what only feeds loggers, and without validation the choice of the
+    best epoch.
+    """
+    nodes = [node for node in config.callbacks.values() if node is not None]
+    built = [build(node) for node in nodes if validated or not picks_best(node)]
     return [callback for callback in built if config.logger or not isinstance(callback, LearningRateMonitor)]
 
 

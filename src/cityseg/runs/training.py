@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -21,10 +22,18 @@ from cityseg.callbacks.history import read_history
 from cityseg.callbacks.state import EpochSeed
 from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
 from cityseg.data.datamodule import SegmentationDataModule
-from cityseg.errors import CheckpointError, ConfigError
+from cityseg.data.split_files import read_split, write_split
+from cityseg.errors import CheckpointError, ConfigError, DataError
 from cityseg.files import write_json
 from cityseg.reports.plots import plot_class_iou, plot_confusion, plot_curves
-from cityseg.runs.config import check_run_config, check_trusted, network_node, resume_config, settle
+from cityseg.runs.config import (
+    check_run_config,
+    check_trusted,
+    check_without_validation,
+    network_node,
+    resume_config,
+    settle,
+)
 from cityseg.runs.objects import (
     build_callbacks,
     build_data,
@@ -33,6 +42,7 @@ from cityseg.runs.objects import (
     build_task,
     build_trainer,
     check_fit,
+    divide,
     fit_labels,
 )
 from cityseg.runs.output import print_closing, quiet_libraries
@@ -108,12 +118,14 @@ def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
         )
     if data.builtin:
         log.info("data.root is not set: using the built-in synthetic scenes")
-    data.index(["train", "val"])
+    divide(config, data)
     check_fit(network, data)
     fit_labels(config, data)
     if config.compile:
         _compile(network)
     task = build_task(config, data, network)
+    if len(data.samples("val")) == 0:
+        check_without_validation(config)
     counts = {split: len(data.samples(split)) for split in ("train", "val")}
     log.info(
         "%s: %d train, %d val photos; crops %dx%d; %s classes; %s on %s",
@@ -135,10 +147,17 @@ def _compile(network: nn.Module) -> None:
 def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_from: Path | None) -> pl.Trainer:
     plain: Any = OmegaConf.to_container(config, resolve=False)
     plain["resume"] = None
-    callbacks = [*build_callbacks(config), EpochSeed(config.seed), SelfContained(plain, data.label_space)]
+    validated = len(data.samples("val")) > 0
+    callbacks = [
+        *build_callbacks(config, validated=validated),
+        EpochSeed(config.seed),
+        SelfContained(plain, data.label_space),
+    ]
     # A task that steps its own optimizers reads these keys itself.
     own: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
-    trainer = build_trainer(config, callbacks, build_loggers(config), progress=True, **(own if task.manual else {}))
+    changes = {**(own if task.manual else {}), **({} if validated else {"limit_val_batches": 0})}
+    trainer = build_trainer(config, callbacks, build_loggers(config), progress=True, **changes)
+    _note_split(Path(config.run_dir) / "split.csv", data, write=trainer.is_global_zero)
     for logger in trainer.loggers:
         if not isinstance(logger, TensorBoardLogger):  # that one takes them together with the final score
             logger.log_hyperparams(hyperparameters(config))
@@ -152,21 +171,42 @@ def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_fr
     return trainer
 
 
+def _note_split(path: Path, data: SegmentationDataModule, *, write: bool) -> None:
+    """Write which part each file is in; a run that goes on must have the parts it began with."""
+    assert data.split is not None
+    names, split = data.split
+    if path.is_file():
+        before = read_split(path, names)
+        if any(not np.array_equal(one, two) for (_, one), (_, two) in zip(before.items(), split.items(), strict=True)):
+            raise DataError(
+                f"{path}: the resumed run would divide the files otherwise. Fix: resume with the cv and fold that it "
+                "began with, or start a new run"
+            )
+    elif write:
+        write_split(path, names, split)
+
+
 def _finish(
     config: DictConfig, data: SegmentationDataModule, task: Task, trainer: pl.Trainer, run_dir: Path
 ) -> dict[str, Any]:
     """Score the best checkpoint and draw the plots."""
-    best = load_checkpoint(run_dir / "checkpoints" / "best.ckpt")
+    folder = run_dir / "checkpoints"
+    if len(data.samples("val")) == 0:  # nothing has chosen an epoch: the last weights are the best known
+        shutil.copyfile(folder / "last.ckpt", folder / "best.ckpt")
+    best = load_checkpoint(folder / "best.ckpt")
     load_weights(task, best)
-    pictures = Pictures(run_dir, data.samples("val"), panels=config.panels, predictions=False)
+    split = "val" if config.fold is None else "test"
+    pictures = Pictures(run_dir, data.samples(split), panels=config.panels, predictions=False)
     scorer = build_trainer(config, [pictures], devices=1, strategy="auto", num_nodes=1)
-    figures = score(task, data, "val", scorer)
+    figures = score(task, data, split, scorer)
     figures |= {
         "epochs": trainer.current_epoch,
         "best_epoch": best.epochs,
         "pretrained": network_node(config).get("pretrained", False),
         "seed": config.seed,
     }
+    if config.fold is not None:
+        figures |= {"fold": config.fold, "cv": OmegaConf.to_container(config.cv, resolve=True)}
     plots = run_dir / "plots"
     plot_curves(read_history(run_dir / "history.csv"), plots / "curves.png")
     plot_confusion(np.array(figures["confusion_matrix"]), data.label_space.class_names, plots / "confusion.png")
