@@ -9,6 +9,7 @@ from sklearn.model_selection import KFold
 
 from cityseg.checkpoints import load_checkpoint
 from cityseg.errors import ConfigError, DataError
+from cityseg.image_counts import read_image_counts
 from cityseg.runs.evaluation import evaluate
 from tests.data.layouts import write_gtfine, write_pairs
 
@@ -119,3 +120,28 @@ def test_composites_of_no_known_number_have_no_city(run_tiny, tmp_path):
     root = write_pairs(tmp_path / "data", ending="png")
     with pytest.raises(DataError, match="found 12 composites, expected exactly 2975"):
         run_tiny("data=pairs", f"data.root={root}", "model.pretrained=false", "fold=0", "cv=grouped")
+
+
+def test_a_sweep_over_folds_is_summarised_from_its_folders(run_tiny, capsys):
+    from cityseg.crossval.__main__ import main
+
+    rows = []
+    for fold in (0, 1):
+        folder = run_tiny(*FOLD, "cv.folds=2", f"fold={fold}", folder=f"sweep/fold_{fold}")
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra/overrides.yaml").write_text(f"- cv.folds=2\n- fold={fold}\n")
+        (folder / ".hydra/config.yaml").write_text("cv: {folds: 2}\n")
+        rows.append(figures(folder))
+        counts = read_image_counts(folder / "per_image.npz")
+        assert set(counts.images) == set(parts(folder)["test"])
+        np.testing.assert_array_equal(counts.counts.sum(axis=0)[0], np.diagonal(rows[-1]["confusion_matrix"]))
+    sweep = folder.parent
+    assert main([str(sweep)]) == 0
+    summary = json.loads((sweep / "cv/summary.json").read_text())
+    scores = [row["miou"] for row in rows]
+    (group,) = summary["groups"]
+    assert group["scores"]["miou"]["mean"] == pytest.approx(np.mean(scores))
+    assert group["scores"]["miou"]["std"] == pytest.approx(np.std(scores, ddof=1))
+    pooled = np.sum([row["confusion_matrix"] for row in rows], axis=0)
+    np.testing.assert_array_equal(group["pooled"]["confusion_matrix"], pooled)
+    assert "2 of 2 folds" in capsys.readouterr().out

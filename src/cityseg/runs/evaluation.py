@@ -20,7 +20,7 @@ from cityseg.reports.plots import plot_class_iou, plot_confusion
 from cityseg.runs.config import check_trusted, network_node
 from cityseg.runs.objects import build_data, build_loss, build_network, build_trainer, divide
 from cityseg.runs.output import print_closing, quiet_libraries
-from cityseg.runs.scoring import Pictures, score
+from cityseg.runs.scoring import PerImage, Pictures, score
 from cityseg.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def evaluate(config: DictConfig, run_dir: Path) -> float | None:
     if samples.labels is None and not config.predictions:
         log.warning("split %s of %s has no labels: nothing can be scored", config.split, data.dataset_name)
     pictures = Pictures(run_dir, samples, panels=config.panels, predictions=config.predictions)
-    figures = score(task, data, config.split, build_trainer(run, [pictures], progress=True))
+    figures = score(task, data, config.split, build_trainer(run, [pictures, PerImage(run_dir, samples)], progress=True))
     figures |= {
         "checkpoint": str(checkpoint.path.absolute()),
         "trained_epochs": checkpoint.epochs,

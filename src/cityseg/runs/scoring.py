@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,7 @@ from cityseg.callbacks.images import batch_panels, spread
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.loading import Batch
 from cityseg.data.samples import Samples
+from cityseg.image_counts import FILE_NAME, ImageCounts, count_pixels, write_image_counts
 from cityseg.tasks.base import Task
 
 
@@ -55,6 +57,45 @@ class Pictures(pl.Callback):
                 ids, colors = task.label_space.to_label_ids(train_ids), task.label_space.colorize(train_ids)
                 _save(ids, self._folder / "label_ids" / f"{name}_pred_labelIds.png")
                 _save(colors, self._folder / "colors" / f"{name}_pred_color.png")
+
+
+class PerImage(pl.Callback):
+    """Writes the pixel counts of every image beside ``metrics.json``, for what is drawn or compared by image.
+
+    Args:
+        folder: of the run.
+        samples: the split.
+    """
+
+    def __init__(self, folder: Path, samples: Samples) -> None:
+        """See the class."""
+        self._path, self._names = folder / FILE_NAME, samples.names()
+        self._images: list[str] = []
+        self._counts: list[npt.NDArray[np.int64]] = []
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the images of this batch."""
+        if "target" in batch:
+            space = cast(Task, pl_module).label_space
+            truth, prediction = batch["target"].cpu().numpy(), outputs.cpu().numpy()
+            counts = count_pixels(prediction, truth, space.num_classes, ignore_index=space.ignore_index)
+            self._counts.append(counts)
+            self._images += [self._names[index] for index in batch["index"].tolist()]
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file, where the split has labels."""
+        if self._counts:
+            names = tuple(cast(Task, pl_module).label_space.class_names)
+            counts = ImageCounts(tuple(self._images), names, np.concatenate(self._counts))
+            write_image_counts(self._path, counts)
 
 
 def _save(picture: np.ndarray[Any, np.dtype[np.uint8]], path: Path) -> None:

@@ -46,7 +46,7 @@ from cityseg.runs.objects import (
     fit_labels,
 )
 from cityseg.runs.output import print_closing, quiet_libraries
-from cityseg.runs.scoring import Pictures, score
+from cityseg.runs.scoring import PerImage, Pictures, score
 from cityseg.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,9 @@ def _finish(
     load_weights(task, best)
     split = "val" if config.fold is None else "test"
     pictures = Pictures(run_dir, data.samples(split), panels=config.panels, predictions=False)
-    scorer = build_trainer(config, [pictures], devices=1, strategy="auto", num_nodes=1)
+    scorer = build_trainer(
+        config, [pictures, PerImage(run_dir, data.samples(split))], devices=1, strategy="auto", num_nodes=1
+    )
     figures = score(task, data, split, scorer)
     figures |= {
         "epochs": trainer.current_epoch,
@@ -206,7 +208,8 @@ def _finish(
         "seed": config.seed,
     }
     if config.fold is not None:
-        figures |= {"fold": config.fold, "cv": OmegaConf.to_container(config.cv, resolve=True)}
+        plain = OmegaConf.to_container(config.cv, resolve=True)
+        figures |= {"fold": config.fold, "cv": plain, "train_images": len(data.samples("train"))}
     plots = run_dir / "plots"
     plot_curves(read_history(run_dir / "history.csv"), plots / "curves.png")
     plot_confusion(np.array(figures["confusion_matrix"]), data.label_space.class_names, plots / "confusion.png")

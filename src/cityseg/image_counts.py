@@ -1,0 +1,109 @@
+"""Pixel counts of every image of a split, in ``per_image.npz``: what a bootstrap over images is drawn from."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cityseg.errors import DataError
+from cityseg.labels import VOID, ByteArray
+
+IntArray = npt.NDArray[np.int64]
+
+FILE_NAME = "per_image.npz"
+"""Lies beside ``metrics.json`` in a run folder."""
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """Pixel counts of the images of one split.
+
+    Attributes:
+        images: one name for each image, unique: the photo's path relative to the data root.
+        class_names: one for each class.
+        counts: ``(N, 3, C)`` int64: pixels of each class that are hit, that are true, and that are predicted.
+    """
+
+    images: tuple[str, ...]
+    class_names: tuple[str, ...]
+    counts: IntArray
+
+
+def count_pixels(prediction: ByteArray, target: ByteArray, num_classes: int, *, ignore_index: int = VOID) -> IntArray:
+    """Count the pixels of each image of a batch.
+
+    Args:
+        prediction: ``(B, H, W)`` uint8 train ids.
+        target: ``(B, H, W)`` uint8 train ids.
+        num_classes: number of classes, ``C``.
+        ignore_index: the train id of void pixels in the target.
+
+    Returns:
+        ``(B, 3, C)`` int64: hit, true and predicted pixels of each class, void left out.
+
+    >>> count_pixels(np.array([[[0, 1, 1]]], np.uint8), np.array([[[0, 0, 255]]], np.uint8), 2).tolist()
+    [[[1, 0], [2, 0], [1, 1]]]
+    """
+    counts = np.zeros((len(target), 3, num_classes), np.int64)
+    for image, (predicted, true) in enumerate(zip(prediction, target, strict=True)):
+        valid = true != ignore_index
+        predicted, true = predicted[valid], true[valid]
+        for row, pixels in enumerate((true[true == predicted], true, predicted)):
+            counts[image, row] = np.bincount(pixels, minlength=num_classes)
+    return counts
+
+
+def write_image_counts(path: Path, image_counts: ImageCounts) -> None:
+    """Write ``per_image.npz``, by way of a temporary file beside it.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.new")
+    arrays: dict[str, Any] = {
+        "images": np.array(image_counts.images, np.str_),
+        "class_names": np.array(image_counts.class_names, np.str_),
+        "counts": image_counts.counts,
+    }
+    with fresh.open("wb") as handle:
+        np.savez_compressed(handle, **arrays)
+    os.replace(fresh, path)
+
+
+def read_image_counts(path: Path) -> ImageCounts:
+    """Read ``per_image.npz``; nothing in it is executed.
+
+    Raises:
+        DataError: if the file is missing or is not what :func:`write_image_counts` writes.
+    """
+    if not path.is_file():
+        raise DataError(f"found no {path}, which scoring a fold writes")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = ImageCounts(tuple(file["images"].tolist()), tuple(file["class_names"].tolist()), file["counts"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}. Fix: score the fold again") from error
+    expected = (len(set(found.images)), 3, len(found.class_names))
+    if found.counts.shape != expected:
+        raise DataError(f"{path}: found counts {found.counts.shape}, expected {expected}. Fix: score the fold again")
+    return found
+
+
+def merge(parts: Sequence[ImageCounts]) -> IntArray:
+    """Counts of the images of several folds, ``(N, 3, C)`` int64; an image in several of them is one sum.
+
+    Images stand in the order of their names, so that equal images of two models line up.
+    """
+    names = np.concatenate([part.images for part in parts])
+    unique, place = np.unique(names, return_inverse=True)
+    merged = np.zeros((len(unique), *parts[0].counts.shape[1:]), np.int64)
+    np.add.at(merged, place, np.concatenate([part.counts for part in parts]))
+    return merged
