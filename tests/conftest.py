@@ -50,8 +50,6 @@ def compose_config():
         OmegaConf.set_struct(config, True)
         if "run_dir" in config:
             config.run_dir = str(run_dir)
-        if name == "train" and OmegaConf.is_interpolation(config, "name"):
-            config.name = str(config.name)
         with open_dict(config):
             del config["hydra"]
         return config

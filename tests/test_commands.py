@@ -135,7 +135,9 @@ def test_readme_training_commands_run(line, tmp_path, cache_dir, trained):
     scenes = SCENES.replace("train: 4", "train: 10") if any(word.startswith("fold=") for word in typed) else SCENES
     if "cv=grouped" in typed:  # the built-in scenes are of few cities
         typed.append("cv.folds=2")
-    command(ROOT / "train.py", *tiny, scenes, f"data.cache_dir={cache_dir}", *typed, cwd=tmp_path)
+    flags = [word for word in typed if word.startswith("-")]  # Hydra takes them before the overrides
+    typed = [word for word in typed if not word.startswith("-")]
+    command(ROOT / "train.py", *flags, *tiny, scenes, f"data.cache_dir={cache_dir}", *typed, cwd=tmp_path)
 
 
 @pytest.mark.slow

@@ -34,8 +34,13 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
         config_name: the primary config.
     """
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    # Hydra's own ${hydra:...} is not there yet when it names the folder of a sweep.
+    OmegaConf.register_new_resolver(
+        "run_name", lambda name, model, data: name or f"{model}-{data}", replace=True, use_cache=False
+    )
     sys.argv[1:] = expand_generator(expand_resume(sys.argv[1:]))
     # Hydra then raises what went wrong instead of printing a shortened traceback of its own.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

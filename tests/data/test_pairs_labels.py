@@ -17,7 +17,7 @@ from cityseg.data.samples import Samples
 from cityseg.errors import ConfigError, DataError
 from cityseg.labels import label_space
 from cityseg.runs.evaluation import evaluate
-from tests.data.layouts import OPTIONS, photo, save, write_pairs
+from tests.data.layouts import OPTIONS, photo, save, seed_of, write_pairs
 
 COLORS = np.array([(128, 64, 128), (70, 130, 180), (0, 0, 142), (107, 142, 35), (250, 240, 10), (0, 0, 0)])
 
@@ -26,12 +26,11 @@ def write_own_colors(root, counts=(("train", 12), ("val", 2))):
     """Composites of noisy colours; the later ones have more of them."""
     for split, count in counts:
         for number in range(1, count + 1):
-            rng = np.random.default_rng(number)
+            rng = np.random.default_rng(seed_of(split, number))
             shares = rng.dirichlet(np.where(np.arange(6) < number / 2, 5, 0.1))
             label = COLORS[rng.choice(6, (32, 32), p=shares)] + rng.normal(0, 9, (32, 32, 3))
-            save(
-                np.concatenate([photo(32, 32, number), np.clip(label, 0, 255)], axis=1), root / split / f"{number}.png"
-            )
+            composite = np.concatenate([photo(32, 32, seed_of(split, number)), np.clip(label, 0, 255)], axis=1)
+            save(composite, root / split / f"{number}.png")
     return root
 
 

@@ -34,8 +34,7 @@ def settle(config: DictConfig) -> None:
 
     The rest keeps its references (``${seed}``), so that a resumed run can override a key and have it followed.
     """
-    for key in ("name", "run_dir"):
-        config[key] = str(config[key])
+    config.run_dir = str(config.run_dir)
     if config.data.root is not None:
         config.data.root = str(Path(config.data.root).expanduser().absolute())
     network = network_node(config)
