@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from cityseg.class_weights import class_weights_from_counts
 from cityseg.errors import ConfigError
 from cityseg.losses import (
     CrossEntropyLoss,
@@ -21,7 +22,6 @@ from cityseg.losses import (
     OhemCrossEntropyLoss,
     SegmentationLoss,
     WeightedSum,
-    class_weights_from_counts,
 )
 
 CONF = Path(__file__).parents[1] / "conf" / "loss"

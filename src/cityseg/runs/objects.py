@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from cityseg.adversarial import map_channels
 from cityseg.callbacks.progress import ProgressBar
+from cityseg.class_weights import class_weights_from_counts
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.statistics import class_pixel_counts
 from cityseg.errors import ConfigError, Problems
 from cityseg.labels import LabelSpace
-from cityseg.losses import class_weights_from_counts
 from cityseg.runs.config import build, network_node, picks_best
 from cityseg.tasks.base import Task
 
