@@ -9,7 +9,7 @@ from torch import nn
 
 from cityseg import schedulers
 from cityseg.errors import ConfigError
-from cityseg.models.network import SegmentationNetwork, encoder_parameters, encoder_stages
+from cityseg.models.network import SegmentationNetwork, encoder_stages
 from cityseg.models.smp import build
 from cityseg.optimizers import build_optimizer, parameter_groups
 from tests.runs.test_training import interrupt_after, losses, same, weights
@@ -32,8 +32,8 @@ def test_equal_learning_rates_need_no_groups(network):
 def test_the_head_comes_first_and_the_encoder_has_a_rate_of_its_own(network):
     head, encoder = parameter_groups(network, 0.1, encoder_lr_factor=0.2)
     assert names_and_rates([head, encoder]) == [("head", 0.1), ("encoder", pytest.approx(0.02))]
-    assert set(encoder["params"]) == set(encoder_parameters(network))
-    assert set(head["params"]) == set(network.parameters()) - set(encoder_parameters(network))
+    assert set(encoder["params"]) == set(network.encoder.parameters())
+    assert set(head["params"]) == set(network.parameters()) - set(network.encoder.parameters())
     assert len(head["params"]) + len(encoder["params"]) == len(list(network.parameters()))
 
 

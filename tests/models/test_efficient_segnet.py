@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cityseg.errors import ConfigError
 from cityseg.models.efficient_segnet import DecoderStage, build
-from cityseg.models.network import count_parameters, encoder_parameters
+from cityseg.models.network import count_parameters
 
 
 def photos(height=97, width=131, batch=2):
@@ -88,7 +88,7 @@ def test_statistics_of_a_frozen_encoder_stay_as_they_are_in_training(frozen):
     changed = {key for key, value in network.state_dict().items() if "running" in key and not value.equal(before[key])}
     assert any(key.startswith("body.decoder.") for key in changed)
     assert any(key.startswith("body.encoder.") for key in changed) is not frozen
-    assert [p.requires_grad for p in encoder_parameters(network)].count(frozen) == 0
+    assert [p.requires_grad for p in network.encoder.parameters()].count(frozen) == 0
 
 
 def test_a_frozen_encoder_that_is_opened_trains_with_its_statistics():

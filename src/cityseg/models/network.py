@@ -275,12 +275,6 @@ def count_parameters(module: nn.Module) -> dict[str, int]:
     return counts
 
 
-def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The encoder's weights; none where the network has no encoder."""
-    encoder = _encoder(network)
-    return [] if encoder is None else list(encoder.parameters())
-
-
 def encoder_stages(network: SegmentationNetwork) -> list[list[nn.Module]]:
     """Divide the encoder into stages from its input to its output, one for each feature map it gives.
 
