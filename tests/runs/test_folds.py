@@ -145,3 +145,15 @@ def test_a_sweep_over_folds_is_summarised_from_its_folders(run_tiny, capsys):
     pooled = np.sum([row["confusion_matrix"] for row in rows], axis=0)
     np.testing.assert_array_equal(group["pooled"]["confusion_matrix"], pooled)
     assert "2 of 2 folds" in capsys.readouterr().out
+
+
+def test_a_resumed_run_keeps_the_split_it_began_with(run_tiny):
+    folder = run_tiny(*FOLD, folder="run")
+    with pytest.raises(DataError, match="would divide the files otherwise"):
+        run_tiny(f"resume={folder}", "cv.seed=7", "trainer.max_epochs=2", folder="run")
+
+
+@pytest.mark.parametrize("target", ["cityseg.tasks.nothing.Task", "torch.nn.Linear"])
+def test_what_is_no_task_is_named(run_tiny, target):
+    with pytest.raises(ConfigError, match=rf"task\._target_={target}"):
+        run_tiny(f"task._target_={target}")

@@ -100,7 +100,23 @@ def _keywords(target: str) -> list[str]:
     names = [name for name in inspect.signature(found).parameters if name != "self"]
     for base in getattr(found, "__mro__", ())[1:-1]:
         names += [name for name in inspect.signature(base.__init__).parameters if name != "self"]
-    return names
+    return list(dict.fromkeys(names))
+
+
+def task_class(config: DictConfig) -> type[Task]:
+    """What the config will train with, before it is built.
+
+    Raises:
+        ConfigError: if it is no task.
+    """
+    target = str(config.task._target_)
+    try:
+        found = hydra.utils.get_class(target)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"task._target_={target}: {str(error).splitlines()[0]}") from error
+    if not issubclass(found, Task):
+        raise ConfigError(f"task._target_={target}: expected a subclass of cityseg.tasks.base.Task")
+    return found
 
 
 def check_trusted(config: Mapping[str, Any], extra: Sequence[str] = ()) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -33,6 +32,7 @@ from cityseg.runs.config import (
     network_node,
     resume_config,
     settle,
+    task_class,
 )
 from cityseg.runs.objects import (
     build_callbacks,
@@ -108,7 +108,7 @@ def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
     """Build data and task; what is wrong with the network is said before the data is touched."""
     data = build_data(config)
     data.check_root()
-    check_run_config(config, hydra.utils.get_class(config.task._target_))
+    check_run_config(config, task_class(config))
     network = build_network(config, data.label_space)
     node = network_node(config)
     if node.get("freeze_encoder") and not node.get("pretrained"):
@@ -119,13 +119,13 @@ def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
     if data.builtin:
         log.info("data.root is not set: using the built-in synthetic scenes")
     divide(config, data)
+    if len(data.samples("val")) == 0:
+        check_without_validation(config)
     check_fit(network, data)
     fit_labels(config, data)
     if config.compile:
         _compile(network)
     task = build_task(config, data, network)
-    if len(data.samples("val")) == 0:
-        check_without_validation(config)
     counts = {split: len(data.samples(split)) for split in ("train", "val")}
     log.info(
         "%s: %d train, %d val photos; crops %dx%d; %s classes; %s on %s",
