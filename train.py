@@ -13,10 +13,9 @@ def main(config: DictConfig) -> float | None:
     """Train with the composed config; returns the objective of a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
-    from cityseg.runs.training import train  # heavy: not needed to answer --help
+    from cityseg.runs.jobs import run_hydra_job  # heavy: not needed to answer --help
 
-    hydra_config = HydraConfig.get()
-    return train(config, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+    return run_hydra_job(config, HydraConfig.get())
 
 
 if __name__ == "__main__":

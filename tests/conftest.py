@@ -60,7 +60,7 @@ def compose_config():
 @pytest.fixture
 def run_tiny(tmp_path, cache_dir, compose_config) -> Callable[..., Path]:
     """Train on a few tiny scenes in this process; returns the run folder."""
-    from cityseg.runs.training import train
+    from cityseg.runs.jobs import run_job
 
     def run(*overrides: str, folder: str = "run", base: tuple[str, ...] = TINY) -> Path:
         run_dir = tmp_path / folder
@@ -68,7 +68,7 @@ def run_tiny(tmp_path, cache_dir, compose_config) -> Callable[..., Path]:
         try:
             # The cache folder is not part of a run's identity, so it is given to all.
             typed = [*base, f"data.cache_dir={cache_dir}", *overrides]
-            train(compose_config(typed, run_dir), run_dir, list(overrides))
+            run_job(compose_config(typed, run_dir), run_dir, list(overrides), sweep=None)
         finally:
             torch.set_num_threads(threads)
         return run_dir

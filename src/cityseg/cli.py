@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from cityseg.errors import CitysegError, did_you_mean
+
+if TYPE_CHECKING:
+    from cityseg.runs.sweeps import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -33,23 +36,56 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
         config_dir: where the configs are, to find the nearest key to a wrong one.
         config_name: the primary config.
     """
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     # Hydra's own ${hydra:...} is not there yet when it names the folder of a sweep.
-    OmegaConf.register_new_resolver(
-        "run_name", lambda name, model, data: name or f"{model}-{data}", replace=True, use_cache=False
-    )
-    sys.argv[1:] = expand_generator(expand_resume(sys.argv[1:]))
+    OmegaConf.register_new_resolver("run_name", lambda name, model, data: name or f"{model}-{data}", replace=True)
+    # A sweep that was given a name has one folder, so that the same command goes on with it.
+    OmegaConf.register_new_resolver("sweep_time", lambda name, now: "" if name else now, replace=True)
+    arguments = expand_generator(expand_resume(sys.argv[1:]))
+    sys.argv[1:] = multirun_first([quote_path(argument) for argument in arguments])
     # Hydra then raises what went wrong instead of printing a shortened traceback of its own.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    failure = _attempt(main, config_dir, config_name)
+    sweep = _sweep()
+    if sweep is None:
+        if failure is not None:
+            _fail(failure)
+        return
+    if failure is not None and not sweep.failed():
+        _fail(failure)  # no job has failed: there are none
+    if sweep.ready_for_final():
+        sys.argv[1:] = sweep.final_arguments(sys.argv[1:])
+        failure = _attempt(main, config_dir, config_name)
+    sys.exit(sweep.close() or failure is not None)
+
+
+def _attempt(main: Callable[[], Any], config_dir: Path, config_name: str) -> str | None:
+    """Run the main function; returns what went wrong, if a user can mend it or a job of a sweep has told it."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         main()
     except CitysegError as error:
-        _fail(str(error))
+        return str(error)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_short_message(error) + nearest_key(sys.argv[1:], config_dir, config_name))
+        return _short_message(error) + nearest_key(sys.argv[1:], config_dir, config_name)
+    except SystemExit:
+        if (sweep := _sweep()) is not None:
+            log.warning("to go on with the sweep: python train.py resume=%s", sweep.folder)
+        raise
+    except Exception as error:
+        if (sweep := _sweep()) is None or not sweep.failed():
+            raise
+        return str(error)
+    return None
+
+
+def _sweep() -> Sweep | None:
+    """The sweep that this process has started."""
+    module = sys.modules.get("cityseg.runs.sweeps")
+    return None if module is None else cast("Sweep | None", module.started)
 
 
 def _fail(message: str) -> None:
@@ -79,19 +115,58 @@ def _short_message(error: Exception) -> str:
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:
-    """Point Hydra at the folder of the run that goes on, and keep its original config files.
+    """Point Hydra at the folder of the run or the sweep that goes on.
+
+    A run keeps its original config files; a sweep is started again with what was typed then.
 
     >>> expand_resume(["resume=.", "trainer.max_epochs=9"])[:3]
-    ['resume=.', 'trainer.max_epochs=9', 'hydra.run.dir=.']
+    ['resume=.', 'trainer.max_epochs=9', "hydra.run.dir='.'"]
     """
     arguments = list(arguments)
     folder = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("resume=")), "")
     if folder in ("", "null"):
         return arguments
     if not Path(folder).is_dir():
-        _fail(f"resume={folder}: no such folder, expected the folder of a run (outputs/NAME/TIMESTAMP)")
+        _fail(
+            f"resume={folder}: no such folder, expected that of a run (outputs/NAME/TIMESTAMP) or of a sweep "
+            "(outputs/NAME/multirun/TIMESTAMP)"
+        )
+    if (Path(folder) / "multirun.yaml").is_file():
+        return _sweep_arguments(Path(folder), [a for a in arguments if not a.startswith("resume=")])
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    return [*arguments, f"hydra.run.dir={folder}", f"hydra.output_subdir=.hydra/resumed_{stamp}"]
+    return [*arguments, f"hydra.run.dir={quoted(folder)}", f"hydra.output_subdir=.hydra/resumed_{stamp}"]
+
+
+def _sweep_arguments(folder: Path, typed: Sequence[str]) -> list[str]:
+    """What a sweep was started with, and what was typed now in place of the same keys."""
+    import yaml  # type: ignore[import-untyped]
+
+    started = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]["overrides"]
+    now = {argument.partition("=")[0] for argument in typed}
+    again = [text for text in (*started["hydra"], *started["task"]) if text.partition("=")[0] not in now]
+    anew = ("hydra.mode=", "hydra.sweep.dir=", "hydra.job.config.override_dirname.exclude_keys=")
+    kept = [text for text in again if not text.startswith(anew)]
+    return [*(() if {"-m", "--multirun"} & now else ("-m",)), *kept, *typed, f"hydra.sweep.dir={quoted(folder)}"]
+
+
+def quoted(value: object) -> str:
+    """A value that Hydra takes as it is, whatever is in it.
+
+    >>> quoted("a, b")
+    "'a, b'"
+    """
+    text = str(value).replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def quote_path(argument: str) -> str:
+    """Let a path have an equals sign in it, as the folders of a sweep do: Hydra takes one only between quotes.
+
+    >>> quote_path("ckpt=cv/fold=0/checkpoints/best.ckpt"), quote_path("data.scenes={train: 4}")
+    ("ckpt='cv/fold=0/checkpoints/best.ckpt'", 'data.scenes={train: 4}')
+    """
+    key, _, value = argument.partition("=")
+    return f"{key}={quoted(value)}" if re.fullmatch(r"[^'\"()\[\]{},]*=[^'\"()\[\]{},]*", value) else argument
 
 
 def expand_generator(arguments: Sequence[str]) -> list[str]:
@@ -101,6 +176,15 @@ def expand_generator(arguments: Sequence[str]) -> list[str]:
     ['model=gan', 'model@model.generator=unet']
     """
     return [re.sub(r"^generator=", "model@model.generator=", argument) for argument in arguments]
+
+
+def multirun_first(arguments: Sequence[str]) -> list[str]:
+    """Let ``-m`` stand anywhere: Hydra's parser takes overrides only in one stretch.
+
+    >>> multirun_first(["data=pairs", "-m", "fold=0,1"])
+    ['-m', 'data=pairs', 'fold=0,1']
+    """
+    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def nearest_key(overrides: Sequence[str], config_dir: Path, config_name: str) -> str:

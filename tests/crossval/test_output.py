@@ -43,7 +43,7 @@ def cells(text, first):
 def test_everything_is_written_into_cv(sweep, summary):
     written = {path.relative_to(sweep / "cv").as_posix() for path in (sweep / "cv").rglob("*.*")}
     plots = {f"plots/{name}.png" for name in ("curves", "folds", "confusion_1", "confusion_2")}
-    assert written == {"summary.json", "summary.md", *plots}
+    assert written == {"summary.json", "summary.md", "report.html", *plots}
     assert json.loads((sweep / "cv" / "summary.json").read_text()) == summary
     assert write_summary(sweep, resamples=20) == summary  # cv itself is no run
 

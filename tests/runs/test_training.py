@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from cityseg.checkpoints import load_checkpoint
 from cityseg.errors import CheckpointError, ConfigError, DataError
 from cityseg.runs.evaluation import evaluate
-from cityseg.runs.training import INTERRUPTED, train
+from cityseg.runs.jobs import run_job
+from cityseg.runs.training import INTERRUPTED
 from cityseg.tasks.segmentation import SegmentationTask
 from tests.conftest import TINY
 from tests.data.layouts import save, write_gtfine
@@ -130,12 +131,12 @@ def test_a_finished_run_can_be_made_longer(run_tiny):
 def test_resume_refuses_what_it_cannot_follow(run_tiny, typed, message, compose_config):
     folder = run_tiny()
     with pytest.raises(ConfigError, match=message):
-        train(compose_config([f"resume={folder}"], folder), folder, [f"resume={folder}", typed])
+        run_job(compose_config([f"resume={folder}"], folder), folder, [f"resume={folder}", typed], sweep=None)
 
 
 def test_resume_of_a_folder_without_a_checkpoint_is_an_error(tmp_path, compose_config):
     with pytest.raises(CheckpointError, match=r"found no checkpoints/last.ckpt"):
-        train(compose_config([f"resume={tmp_path}"], tmp_path), tmp_path, [])
+        run_job(compose_config([f"resume={tmp_path}"], tmp_path), tmp_path, [], sweep=None)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", pytest.param("focal_dice", marks=pytest.mark.slow)])

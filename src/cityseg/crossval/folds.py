@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, cast
 
 import yaml  # type: ignore[import-untyped]
 
 from cityseg.errors import DataError, Problems
 from cityseg.image_counts import FILE_NAME, ImageCounts, read_image_counts
+
+FINAL: Final = "final"
+"""In place of a fold's number: the run that trains on all training files and is scored on val."""
 
 Status = Literal["finished", "failed", "unfinished", "not started"]
 
@@ -28,7 +31,7 @@ class FoldRun:
 
     Attributes:
         folder: the run folder.
-        fold: which fold is held out.
+        fold: which fold is held out; ``final`` for the run without one.
         overrides: what the command line gave beside the fold, key -> value as typed.
         folds: folds that the run's config asks for, all repeats counted; None where it does not say.
         folds_a_repeat: the same for one repeat.
@@ -38,7 +41,7 @@ class FoldRun:
     """
 
     folder: Path
-    fold: int
+    fold: int | Literal["final"]
     overrides: Mapping[str, str]
     folds: int | None
     folds_a_repeat: int | None
@@ -74,12 +77,14 @@ class Group:
         overrides: the same as key -> value.
         expected: every fold that should be there.
         runs: fold -> run, in the order of the folds.
+        final: the run on all training files, if there is one.
     """
 
     name: str
     overrides: Mapping[str, str]
     expected: tuple[int, ...]
     runs: Mapping[int, FoldRun]
+    final: FoldRun | None = None
 
     @property
     def finished(self) -> dict[int, FoldRun]:
@@ -115,29 +120,56 @@ def read_sweep(folder: Path) -> Sweep:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected one of a sweep (outputs/NAME/multirun/TIMESTAMP)")
-    found = [_read_run(path) for path in _run_folders(folder)]
-    runs = [run for run in found if run is not None]
+    found = [_read_run(path) for path in run_folders(folder)]
+    with_final = [run for run in found if run is not None]
+    runs = [run for run in with_final if run.fold != FINAL]
     if not runs:
         raise DataError(
             f"{folder}: found {len(found)} run folders and none of a fold, expected a sweep over folds. "
             "Fix: give outputs/NAME/multirun/TIMESTAMP of python train.py -m fold=0,1,2,3,4"
         )
-    name = folder.parent.parent.name if folder.parent.name == "multirun" else folder.name
+    name = folder.name
+    if "multirun" in (folder.name, folder.parent.name):  # outputs/NAME/multirun, or a folder for each time in it
+        name = (folder.parent if folder.name == "multirun" else folder.parent.parent).name
     common = dict(set.intersection(*(set(run.overrides.items()) for run in runs)))
     grouped: dict[tuple[tuple[str, str], ...], list[FoldRun]] = {}
-    for run in runs:
+    for run in with_final:
         differing = tuple(sorted((key, value) for key, value in run.overrides.items() if key not in common))
         grouped.setdefault(differing, []).append(run)
     problems = Problems(str(folder))
-    seen = {run.fold for run in runs}
-    groups = [_group(dict(key), members, seen, name, problems) for key, members in sorted(grouped.items())]
+    groups = [_group(dict(key), members, _numbers(runs), name, problems) for key, members in sorted(grouped.items())]
     problems.raise_if_any(DataError)
     return Sweep(folder, name, dict(sorted(common.items())), tuple(groups))
 
 
+def siblings(sweep: Path, run: Path) -> Group | None:
+    """The folds that differ from a run of their sweep in nothing but the fold; None if there are none.
+
+    Args:
+        sweep: the sweep's folder.
+        run: a run folder in it, of a fold or the final one.
+
+    Raises:
+        DataError: if a fold is there twice.
+    """
+    own = _read_run(run)
+    found = [other for path in run_folders(sweep) if (other := _read_run(path)) is not None and other.fold != FINAL]
+    alike = [other for other in found if own is not None and other.overrides == own.overrides]
+    if not alike:
+        return None
+    problems = Problems(str(sweep))
+    group = _group(alike[0].overrides, alike, _numbers(found), sweep.name, problems)
+    problems.raise_if_any(DataError)
+    return group
+
+
+def _numbers(runs: Iterable[FoldRun]) -> set[int]:
+    return {run.fold for run in runs if run.fold != FINAL}
+
+
 def _group(overrides: Mapping[str, str], runs: list[FoldRun], seen: set[int], name: str, problems: Problems) -> Group:
-    by_fold: dict[int, FoldRun] = {}
-    for run in sorted(runs, key=lambda run: run.fold):
+    by_fold: dict[int | Literal["final"], FoldRun] = {}
+    for run in sorted(runs, key=lambda run: str(run.fold).zfill(9)):  # numbers first
         if run.fold in by_fold:
             problems.add(
                 "a fold that is there twice",
@@ -147,7 +179,8 @@ def _group(overrides: Mapping[str, str], runs: list[FoldRun], seen: set[int], na
         by_fold[run.fold] = run
     expected = seen.union(*(range(run.folds) for run in runs if run.folds is not None))
     label = ",".join(f"{key}={value}" for key, value in overrides.items()) or name
-    group = Group(label, overrides, tuple(sorted(expected)), by_fold)
+    final = by_fold.pop(FINAL, None)
+    group = Group(label, overrides, tuple(sorted(expected)), cast(dict[int, FoldRun], by_fold), final)
     if len({tuple(run.figures["per_class"]) for run in group.finished.values()}) > 1:
         problems.add(
             "folds with different classes", label, fix="give runs of one label space, or sweep over what differs"
@@ -155,7 +188,7 @@ def _group(overrides: Mapping[str, str], runs: list[FoldRun], seen: set[int], na
     return group
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
+def run_folders(folder: Path) -> Iterator[Path]:
     """Every folder with a run's overrides in it: a value with a slash in it nests them."""
     for parent, children, _ in os.walk(folder):
         if (Path(parent) / ".hydra" / "overrides.yaml").is_file():
@@ -170,13 +203,14 @@ def _read_run(folder: Path) -> FoldRun | None:
     overrides = {key.lstrip("+"): value for key, _, value in (str(text).partition("=") for text in typed)}
     config_file = folder / ".hydra" / "config.yaml"
     config: dict[str, Any] = (_read_yaml(config_file) if config_file.is_file() else None) or {}
-    fold = _whole_number(overrides.pop("fold", config.get("fold")))
+    given = overrides.pop("fold", config.get("fold"))
+    fold: int | Literal["final"] | None = FINAL if given == FINAL else _whole_number(given)
     if fold is None:
         return None
     cv = config.get("cv") or {}
     folds = _whole_number(cv.get("folds"))
     repeats = _whole_number(cv.get("repeats")) or 1
-    figures, status, error = _outcome(folder)
+    figures, status, error = outcome(folder)
     return FoldRun(folder, fold, overrides, folds and folds * repeats, folds, figures, status, error)
 
 
@@ -192,7 +226,7 @@ def _whole_number(value: Any) -> int | None:
     return int(value) if re.fullmatch(r"\d+", str(value)) else None
 
 
-def _outcome(folder: Path) -> tuple[dict[str, Any], Status, str | None]:
+def outcome(folder: Path) -> tuple[dict[str, Any], Status, str | None]:
     """Figures, status and error of a run folder; figures decide, since they are written last."""
     if (folder / "metrics.json").is_file():
         try:

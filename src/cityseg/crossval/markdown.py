@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from cityseg.crossval.comparison import Comparison, Pair
 from cityseg.crossval.statistics import Spread
-from cityseg.crossval.summary import SCORES, FoldFigures, GroupSummary, Summary, Unfinished
+from cityseg.crossval.summary import SCORES, FinalModel, FoldFigures, GroupSummary, Summary, Unfinished
 from cityseg.reports.summary import ABSENT, percent
 
 _NAMES = {"miou": "mIoU", "mpa": "mPA", "pixel_accuracy": "pixel accuracy", "fwiou": "fwIoU", "dice": "Dice"}
@@ -65,6 +65,8 @@ def closing_lines(summary: Summary) -> list[str]:
         if len(group["folds"]) > 1 and group["best"] is not None:
             lines.append(f"  best fold {_with_miou(group, 'best')}, worst fold {_with_miou(group, 'worst')}")
         lines += [f"  {_unfinished_text(row)}" for row in group["unfinished"]]
+        if group["final"] is not None:
+            lines.append(f"  {_final_text(group['final'])}")
     if summary["comparison"] is not None:
         best = summary["comparison"]["ranking"][0]["group"]  # all pairs would be many lines: the page has them
         lines += [_pair_text(pair) for pair in summary["comparison"]["pairs"] if pair["a"] == best]
@@ -86,6 +88,14 @@ def _unfinished_text(row: Unfinished) -> str:
         "unfinished": "unfinished: no metrics.json, and no error recorded",
     }.get(row["status"], f"failed: {(row['error'] or 'no reason recorded').splitlines()[0]}")
     return f"fold {row['fold']} {reason}" + (f" ({row['run']})" if row["run"] else "")
+
+
+def _final_text(final: FinalModel) -> str:
+    what = f"final model on all training images ({final['run']})"
+    if final["status"] != "finished":
+        return f"{what} {final['status']}{': ' + final['error'].splitlines()[0] if final['error'] else ''}"
+    scores = ", ".join(f"{_NAMES[key]} {percent(final['scores'][key])} %" for key in ("miou", "mpa"))
+    return f"{what}, {final['epochs']} epochs: {scores} on {final['split']}"
 
 
 def _unfinished_list(group: GroupSummary) -> list[str]:
@@ -186,6 +196,9 @@ def _group_section(group: GroupSummary, number: int, *, titled: bool) -> list[st
             f"{which.capitalize()} fold: {_with_miou(group, which)}" + (f", panels {panels}" if panels else ""),
             "",
         ]
+    if group["final"] is not None:
+        final = _final_text(group["final"])
+        lines += [final[0].upper() + final[1:] + ".", ""]
     return [*lines, *_class_table(group), *_pooled_lines(group), f"![pooled matrix](plots/confusion_{number}.png)", ""]
 
 

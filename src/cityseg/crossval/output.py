@@ -1,17 +1,33 @@
-"""The ``cv`` folder of a sweep: ``summary.json``, ``summary.md`` and plots."""
+"""The ``cv`` folder of a sweep: ``summary.json``, ``summary.md``, ``report.html`` and plots."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
+
 from cityseg.callbacks.history import read_history
-from cityseg.crossval.folds import Sweep, read_sweep
+from cityseg.crossval.folds import Group, read_sweep
 from cityseg.crossval.markdown import to_markdown
 from cityseg.crossval.statistics import RESAMPLES
 from cityseg.crossval.summary import Summary, summarize
+from cityseg.errors import ConfigError
 from cityseg.files import write_json, write_text
+from cityseg.labels import Color, custom_label_space, label_space
 from cityseg.reports.fold_plots import plot_fold_curves, plot_folds
+from cityseg.reports.html.sweep import GroupFiles, sweep_page
 from cityseg.reports.plots import plot_confusion
+
+_FACTS = {
+    "protocol": "protocol",
+    "train_images": "images trained on",
+    "epochs": "epochs",
+    "pretrained": "ImageNet weights",
+    "precision": "precision",
+    "seed": "seed",
+    "cityseg": "cityseg",
+}
 
 
 def write_summary(folder: Path, *, resamples: int = RESAMPLES) -> Summary:
@@ -29,22 +45,50 @@ def write_summary(folder: Path, *, resamples: int = RESAMPLES) -> Summary:
     """
     sweep = read_sweep(folder)
     summary = summarize(sweep, resamples=resamples)
+    files = {group.name: _read_files(group) for group in sweep.groups}
     write_json(folder / "cv" / "summary.json", summary)
-    _write_plots(sweep, summary, folder / "cv" / "plots")
+    _write_plots(summary, files, folder / "cv" / "plots")
     write_text(folder / "cv" / "summary.md", to_markdown(summary))
+    write_text(folder / "cv" / "report.html", sweep_page(summary, files, folder))
     return summary
 
 
-def _write_plots(sweep: Sweep, summary: Summary, folder: Path) -> None:
+def _read_files(group: Group) -> GroupFiles:
     histories = {
-        group.name: {
-            fold: read_history(path)
-            for fold, run in group.runs.items()
-            if (path := run.folder / "history.csv").is_file()
-        }
-        for group in sweep.groups
+        fold: read_history(path) for fold, run in group.runs.items() if (path := run.folder / "history.csv").is_file()
     }
-    plot_fold_curves(histories, folder / "curves.png")
+    return GroupFiles(histories, _class_colors(group), _facts(group))
+
+
+def _facts(group: Group) -> dict[str, str]:
+    """What the runs' figures say beside scores; what differs between folds is listed."""
+    facts = {}
+    for key, name in _FACTS.items():
+        found = [run.figures[key] for run in group.finished.values() if run.figures.get(key) is not None]
+        values = [{True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) for value in found]
+        if values:
+            facts[name] = ", ".join(dict.fromkeys(values))
+    return facts
+
+
+def _class_colors(group: Group) -> dict[str, Color]:
+    """Colours of a built-in label space, or of the classes that the config names; none where neither is known."""
+    run = next(iter(group.finished.values()), None)
+    if run is None:
+        return {}
+    try:
+        space = label_space(str(run.figures.get("label_space")))
+    except ConfigError:
+        config = yaml.safe_load((run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")) or {}
+        classes = (config.get("data") or {}).get("classes")
+        if not classes:
+            return {}
+        space = custom_label_space(classes)
+    return dict(zip(space.class_names, space.colors, strict=True))
+
+
+def _write_plots(summary: Summary, files: Mapping[str, GroupFiles], folder: Path) -> None:
+    plot_fold_curves({name: held.histories for name, held in files.items()}, folder / "curves.png")
     scores = {
         group["name"]: {row["fold"]: row["scores"]["miou"] for row in group["folds"]} for group in summary["groups"]
     }

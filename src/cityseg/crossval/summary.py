@@ -53,6 +53,19 @@ class Unfinished(TypedDict):
     error: str | None
 
 
+class FinalModel(TypedDict):
+    """The run on all training images, scored once on the split that no epoch was chosen by."""
+
+    run: str
+    status: str
+    error: str | None
+    split: str | None
+    scores: dict[str, float | None]
+    per_class: dict[str, ClassScores]
+    images: int | None
+    epochs: int | None
+
+
 class GroupSummary(TypedDict):
     """Runs that differ in nothing but the fold; ``best`` and ``worst`` are folds by mIoU."""
 
@@ -72,6 +85,7 @@ class GroupSummary(TypedDict):
     pooled_interval_note: str | None
     best: int | None
     worst: int | None
+    final: FinalModel | None
 
 
 class Summary(TypedDict):
@@ -108,13 +122,15 @@ def summarize(sweep: Sweep, *, resamples: int = RESAMPLES) -> Summary:
 
 
 def exit_code(summary: Summary) -> int:
-    """1 if a fold failed or was left unfinished, else 0; a fold that was never started is named, but no failure."""
-    return int(any(row["status"] != "not started" for group in summary["groups"] for row in group["unfinished"]))
+    """1 if a run failed or was left unfinished, else 0; a fold that was never started is named, but no failure."""
+    statuses = [row["status"] for group in summary["groups"] for row in group["unfinished"]]
+    statuses += [group["final"]["status"] for group in summary["groups"] if group["final"] is not None]
+    return int(any(status not in ("finished", "not started") for status in statuses))
 
 
 def _summarize_group(group: Group, folder: Path, resamples: int) -> GroupSummary:
     runs = group.finished
-    folds = [_fold_figures(run, folder) for run in runs.values()]
+    folds = [_fold_figures(fold, run, folder) for fold, run in runs.items()]
     by_miou = sorted((row["scores"]["miou"], row["fold"]) for row in folds if row["scores"]["miou"] is not None)
     first: Mapping[str, Any] = next(iter(runs.values())).figures if runs else {}
     interval, note = None, None
@@ -139,13 +155,27 @@ def _summarize_group(group: Group, folder: Path, resamples: int) -> GroupSummary
         "pooled_interval_note": note,
         "best": by_miou[-1][1] if by_miou else None,
         "worst": by_miou[0][1] if by_miou else None,
+        "final": None if group.final is None else _final_model(group.final, folder),
     }
 
 
-def _fold_figures(run: FoldRun, folder: Path) -> FoldFigures:
+def _final_model(run: FoldRun, folder: Path) -> FinalModel:
+    return {
+        "run": _relative(run.folder, folder),
+        "status": run.status,
+        "error": run.error,
+        "split": run.figures.get("split"),
+        "scores": {key: run.figures.get(key) for key in SCORES},
+        "per_class": run.figures.get("per_class", {}),
+        "images": run.figures.get("images"),
+        "epochs": run.figures.get("epochs"),
+    }
+
+
+def _fold_figures(fold: int, run: FoldRun, folder: Path) -> FoldFigures:
     figures = run.figures
     return {
-        "fold": run.fold,
+        "fold": fold,
         "run": _relative(run.folder, folder),
         "scores": {key: figures.get(key) for key in SCORES},
         "per_class": figures["per_class"],

@@ -38,7 +38,7 @@ def closing_table(metrics: Mapping[str, Any], paths: Mapping[str, Path]) -> Rend
     Returns:
         Something for ``rich.print``, at most 100 columns wide, that reads well without colours too.
     """
-    parts: list[RenderableType] = [_headline(metrics), *_details(metrics)]
+    parts: list[RenderableType] = [headline(metrics), *_details(metrics)]
     if metrics.get("per_class"):
         parts.append(_class_table(metrics["per_class"]))
     if paths:
@@ -46,7 +46,8 @@ def closing_table(metrics: Mapping[str, Any], paths: Mapping[str, Path]) -> Rend
     return Group(*parts)
 
 
-def _headline(metrics: Mapping[str, Any]) -> Text:
+def headline(metrics: Mapping[str, Any]) -> Text:
+    """The mIoU, and what it was taken on."""
     images = metrics.get("images")
     counted = f"{images} image{'' if images == 1 else 's'}" if images is not None else "the images"
     where = f" on {counted} of {metrics.get('dataset', 'the dataset')}"
@@ -65,7 +66,7 @@ def _details(metrics: Mapping[str, Any]) -> list[Text]:
     if parameters := metrics.get("parameters"):
         cost.append(f"{_count(parameters['total'])} parameters, {_count(parameters['trainable'])} trainable")
     if metrics.get("seconds") is not None:
-        cost.append(_duration(metrics["seconds"]))
+        cost.append(duration(metrics["seconds"]))
     texts = [" · ".join(scores), "category IoU in %: " + " · ".join(categories) if categories else ""]
     return [Text(text) for text in (*texts, " · ".join(cost)) if text]
 
@@ -129,10 +130,10 @@ def _count(number: float) -> str:
     return str(int(number))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time span in its two largest units.
 
-    >>> _duration(7384), _duration(125), _duration(3.21)
+    >>> duration(7384), duration(125), duration(3.21)
     ('2 h 3 min', '2 min 5 s', '3.2 s')
     """
     if seconds < 60:

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cityseg.crossval.folds import FINAL
 from cityseg.errors import CitysegError, ConfigError, Problems, did_you_mean
 from cityseg.runs.keys import dotted_keys
 from cityseg.tasks.base import Task
@@ -203,6 +204,9 @@ def check_run_config(config: DictConfig, task: type[Task]) -> None:
             "model: a discriminator that this task does not train",
             fix="leave task out (model=gan brings task=adversarial), or train the generator alone (model=fpn_aspp)",
         )
+    fold = config.fold
+    if fold not in (None, FINAL) and (isinstance(fold, bool) or not isinstance(fold, int)):
+        problems.add(f"fold: found {fold!r}, expected a whole number from 0, {FINAL}, or null for no fold")
     if not isinstance(config.seed, int) or config.seed < 0:
         problems.add(f"seed: found {config.seed!r}, expected a whole number from 0")
     problems.raise_if_any(ConfigError)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cityseg.adversarial import map_channels
 from cityseg.callbacks.progress import ProgressBar
 from cityseg.class_weights import class_weights_from_counts
+from cityseg.crossval.folds import FINAL
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.statistics import class_pixel_counts
 from cityseg.errors import ConfigError, Problems
@@ -31,10 +32,17 @@ def build_data(config: DictConfig) -> SegmentationDataModule:
 
 def divide(config: DictConfig, data: SegmentationDataModule) -> None:
     """Find the files of a run: the folders' own splits, or those of a fold of the training files."""
-    if config.fold is None:
+    if config.fold in (None, FINAL):
         data.keep_splits()
     else:
-        data.divide(build(config.cv), config.fold)
+        # `final` tells a sweep what follows its folds, and a strategy nothing.
+        strategy = build(OmegaConf.masked_copy(config.cv, [key for key in config.cv if key != "final"]))
+        data.divide(strategy, config.fold)
+
+
+def chooses_epoch(config: DictConfig, data: SegmentationDataModule) -> bool:
+    """Whether there are images that an epoch may be chosen by."""
+    return config.fold != FINAL and len(data.samples("val")) > 0
 
 
 def fit_labels(config: DictConfig, data: SegmentationDataModule) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cityseg.reports.summary import closing_table
+from cityseg.reports.summary import closing_table, headline
 
 NOISE = (
     # The loader's workers are chosen by data.workers, and the choice is logged.
@@ -37,8 +37,8 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=pattern)
 
 
-def print_closing(figures: Mapping[str, Any], folder: Path) -> None:
-    """Print the closing table: scores, per-class IoU, and the paths worth opening."""
+def print_closing(figures: Mapping[str, Any], folder: Path, *, brief: bool = False) -> None:
+    """Print the closing table: scores, per-class IoU, and the paths worth opening; or the scores alone."""
     wanted = {
         "figures": folder / "metrics.json",
         "predictions": folder / "predictions",
@@ -50,7 +50,7 @@ def print_closing(figures: Mapping[str, Any], folder: Path) -> None:
     console = Console()
     # Without a terminal rich assumes 80 columns, which cuts paths in two.
     console = console if console.is_terminal else Console(width=100)
-    console.print(closing_table(figures, shown), soft_wrap=True)
+    console.print(headline(figures) if brief else closing_table(figures, shown), soft_wrap=True)
 
 
 def _short(path: Path) -> Path:

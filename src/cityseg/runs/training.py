@@ -6,7 +6,6 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,16 @@ from torch import nn
 from cityseg.callbacks.history import read_history
 from cityseg.callbacks.state import EpochSeed
 from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
+from cityseg.crossval.folds import FINAL
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.split_files import read_split, write_split
-from cityseg.errors import CheckpointError, ConfigError, DataError
+from cityseg.errors import ConfigError, DataError
 from cityseg.files import write_json
 from cityseg.reports.plots import plot_class_iou, plot_confusion, plot_curves
 from cityseg.runs.config import (
     check_run_config,
-    check_trusted,
     check_without_validation,
     network_node,
-    resume_config,
-    settle,
     task_class,
 )
 from cityseg.runs.objects import (
@@ -42,10 +39,10 @@ from cityseg.runs.objects import (
     build_task,
     build_trainer,
     check_fit,
+    chooses_epoch,
     divide,
     fit_labels,
 )
-from cityseg.runs.output import print_closing, quiet_libraries
 from cityseg.runs.scoring import PerImage, Pictures, score
 from cityseg.tasks.base import Task
 
@@ -55,31 +52,25 @@ INTERRUPTED = 130
 """Exit code of a run stopped by Ctrl-C, as shells have it."""
 
 
-def train(config: DictConfig, run_dir: Path, typed: list[str]) -> float | None:
+def train(config: DictConfig, run_dir: Path, *, resume_from: Path | None = None) -> dict[str, Any] | None:
     """Train, score the best checkpoint, and write the run folder.
 
     Args:
-        config: the composed config.
-        run_dir: where everything goes; with ``resume`` the folder of the run that goes on.
-        typed: the overrides that the user typed.
+        config: the run's config, settled.
+        run_dir: where everything goes.
+        resume_from: the checkpoint after which a stopped run goes on.
 
     Returns:
-        mIoU of the best checkpoint on the validation split, as the objective of a sweep; None on processes that are
-        not the first.
+        The content of ``metrics.json``; None on processes that are not the first.
 
     Raises:
         CitysegError: for what a user can mend.
     """
     started = time.perf_counter()
-    quiet_libraries()
-    last = run_dir / "checkpoints" / "last.ckpt"
-    resuming = config.resume is not None
-    if resuming:
-        config = _saved_config(last, typed, run_dir, config.trusted)
-    settle(config)
     pl.seed_everything(config.seed, workers=False, verbose=False)
     data, task = _prepare(config)
-    trainer = _fit(config, data, task, last if resuming else None)
+    (run_dir / "metrics.json").unlink(missing_ok=True)  # of what was here before
+    trainer = _fit(config, data, task, resume_from)
     if not trainer.is_global_zero:
         return None
     if torch.distributed.is_initialized():  # the final figures come from one process
@@ -88,20 +79,7 @@ def train(config: DictConfig, run_dir: Path, typed: list[str]) -> float | None:
     figures["seconds"] = round(time.perf_counter() - started, 1)
     write_json(run_dir / "metrics.json", figures)
     log_final_score(trainer, config, figures)
-    print_closing(figures, run_dir)
-    return None if figures["miou"] is None else float(figures["miou"])
-
-
-def _saved_config(last: Path, typed: list[str], run_dir: Path, trusted: Sequence[str]) -> DictConfig:
-    if not last.is_file():
-        raise CheckpointError(
-            f"resume={run_dir}: found no {last.relative_to(run_dir)} in it, expected the folder of a run that has "
-            "started to train. Fix: correct the path, or start the run again without resume"
-        )
-    checkpoint = load_checkpoint(last)
-    check_trusted(checkpoint.config, trusted)
-    log.info("resuming %s after %d epochs", run_dir, checkpoint.epochs)
-    return resume_config(checkpoint.config, typed, str(run_dir))
+    return figures
 
 
 def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
@@ -119,7 +97,7 @@ def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
     if data.builtin:
         log.info("data.root is not set: using the built-in synthetic scenes")
     divide(config, data)
-    if len(data.samples("val")) == 0:
+    if not chooses_epoch(config, data):
         check_without_validation(config)
     check_fit(network, data)
     fit_labels(config, data)
@@ -147,7 +125,7 @@ def _compile(network: nn.Module) -> None:
 def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_from: Path | None) -> pl.Trainer:
     plain: Any = OmegaConf.to_container(config, resolve=False)
     plain["resume"] = None
-    validated = len(data.samples("val")) > 0
+    validated = chooses_epoch(config, data)
     callbacks = [
         *build_callbacks(config, validated=validated),
         EpochSeed(config.seed),
@@ -191,11 +169,11 @@ def _finish(
 ) -> dict[str, Any]:
     """Score the best checkpoint and draw the plots."""
     folder = run_dir / "checkpoints"
-    if len(data.samples("val")) == 0:  # nothing has chosen an epoch: the last weights are the best known
+    if not chooses_epoch(config, data):  # nothing has chosen an epoch: the last weights are the best known
         shutil.copyfile(folder / "last.ckpt", folder / "best.ckpt")
     best = load_checkpoint(folder / "best.ckpt")
     load_weights(task, best)
-    split = "val" if config.fold is None else "test"
+    split = "val" if config.fold in (None, FINAL) else "test"
     pictures = Pictures(run_dir, data.samples(split), panels=config.panels, predictions=False)
     scorer = build_trainer(
         config, [pictures, PerImage(run_dir, data.samples(split))], devices=1, strategy="auto", num_nodes=1

@@ -1,0 +1,1 @@
+"""HTML reports: one file each, with its style, scripts and pictures inside, that asks the network for nothing."""

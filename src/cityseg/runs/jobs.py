@@ -1,0 +1,183 @@
+"""One job: a run that is started, resumed, or found finished by a sweep that is run again."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.conf import HydraConf
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.seed import isolate_rng
+
+from cityseg.checkpoints import load_checkpoint
+from cityseg.crossval.folds import FINAL, siblings
+from cityseg.errors import CheckpointError, CitysegError, ConfigError
+from cityseg.files import write_json
+from cityseg.runs.config import check_trusted, resume_config, settle
+from cityseg.runs.output import print_closing, quiet_libraries
+from cityseg.runs.sweeps import log_progress
+from cityseg.runs.training import train
+
+log = logging.getLogger(__name__)
+
+FAILED = "failed.json"
+
+
+def run_hydra_job(config: DictConfig, hydra_config: HydraConf) -> float | None:
+    """Run what Hydra has composed, with this job's share of the machine; see :func:`run_job`."""
+    run_dir, typed = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return run_job(config, run_dir, typed, sweep=None)
+    sweep = Path(hydra_config.sweep.dir)
+    log.info("── %s", run_dir.relative_to(sweep))
+    started = time.perf_counter()
+    kept = (run_dir / "metrics.json").is_file()
+    objective = run_job(config, run_dir, typed, sweep=sweep)
+    if not kept:
+        log_progress(sweep, time.perf_counter() - started, hydra_config.launcher)
+    return objective
+
+
+def run_job(config: DictConfig, run_dir: Path, typed: Sequence[str], *, sweep: Path | None) -> float | None:
+    """Train a run, or go on with one.
+
+    In a sweep that is run again, a finished run is kept and one that has begun is resumed; a run on its own is resumed
+    with ``resume``. A failure is noted in ``failed.json``, and the process is left as it was found.
+
+    Args:
+        config: the composed config.
+        run_dir: where everything goes.
+        typed: the overrides that the user typed.
+        sweep: folder of the sweep that this is a job of, if it is one.
+
+    Returns:
+        mIoU of the best checkpoint, as the objective of a sweep; None on processes that are not the first.
+
+    Raises:
+        CitysegError: for what a user can mend.
+    """
+    last = run_dir / "checkpoints" / "last.ckpt"
+    with _unchanged_process(), _noted_failure(run_dir, announce=sweep is not None):
+        quiet_libraries()
+        if config.resume is not None:
+            return _told(train(_saved_config(last, typed, config.trusted), run_dir, resume_from=last), run_dir)
+        settle(config)
+        if sweep is not None and config.fold == FINAL:
+            _take_epochs_of_folds(config, sweep, run_dir)
+        if sweep is None:
+            return _told(train(config, run_dir), run_dir)
+        if (run_dir / "metrics.json").is_file():
+            log.info("has finished before, and is kept")
+            return _objective(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
+        if not last.is_file():
+            return _told(train(config, run_dir), run_dir, brief=True)
+        begun = load_checkpoint(last)
+        log.info("goes on after %d epochs", begun.epochs)
+        # Classes that were found in the training labels are not found again.
+        if "centers" in config.data:
+            config.data.centers = begun.config["data"]["centers"]
+        return _told(train(config, run_dir, resume_from=last), run_dir, brief=True)
+
+
+def _saved_config(last: Path, typed: Sequence[str], trusted: Sequence[str]) -> DictConfig:
+    run_dir = last.parent.parent
+    if not last.is_file():
+        raise CheckpointError(
+            f"resume={run_dir}: found no {last.relative_to(run_dir)} in it, expected the folder of a run that has "
+            "started to train. Fix: correct the path, or start the run again without resume"
+        )
+    checkpoint = load_checkpoint(last)
+    check_trusted(checkpoint.config, trusted)
+    log.info("resuming %s after %d epochs", run_dir, checkpoint.epochs)
+    config = resume_config(checkpoint.config, typed, str(run_dir))
+    settle(config)
+    return config
+
+
+def _take_epochs_of_folds(config: DictConfig, sweep: Path, run_dir: Path) -> None:
+    """Let the final model of a sweep train for the median of its folds' best epochs.
+
+    Without folds beside it the schedule stays as it is.
+
+    Raises:
+        ConfigError: if some of the folds have not finished.
+    """
+    folds = siblings(sweep, run_dir)
+    if folds is None:
+        return
+    waiting = [str(fold) for fold in folds.expected if fold not in folds.finished]
+    if waiting:
+        raise ConfigError(
+            f"fold={FINAL}: it trains for the median best epoch of its folds, and fold {', '.join(waiting)} has not "
+            "finished. Fix: finish the folds first, as cv.final=true does"
+        )
+    epochs = [int(run.figures["best_epoch"]) for run in folds.finished.values()]
+    config.trainer.max_epochs = math.ceil(np.median(epochs))
+    log.info(
+        "the final model trains for trainer.max_epochs=%d, the median of the folds' best epochs (%s)",
+        config.trainer.max_epochs, ", ".join(map(str, epochs)),
+    )  # fmt: skip
+
+
+def _told(figures: dict[str, Any] | None, run_dir: Path, *, brief: bool = False) -> float | None:
+    """Show the figures; returns the objective."""
+    if figures is None:
+        return None
+    print_closing(figures, run_dir, brief=brief)
+    return _objective(figures)
+
+
+def _objective(figures: Mapping[str, Any]) -> float | None:
+    return None if figures["miou"] is None else float(figures["miou"])
+
+
+@contextlib.contextmanager
+def _noted_failure(run_dir: Path, *, announce: bool) -> Iterator[None]:
+    """Note in ``failed.json`` why a run ended; in a sweep (`announce`) also say it, since other jobs follow."""
+    (run_dir / FAILED).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        expected = isinstance(error, CitysegError)
+        write_json(run_dir / FAILED, {"error": str(error) if expected else f"{type(error).__name__}: {error}"})
+        if announce:
+            log.error("%s failed: %s", run_dir, error, exc_info=None if expected else error)
+        raise
+
+
+@contextlib.contextmanager
+def _unchanged_process() -> Iterator[None]:
+    """Give back what a run changes in its process, so that nothing of it reaches the next one."""
+    environment = dict(os.environ)
+    deterministic = torch.get_deterministic_debug_mode()
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings(), isolate_rng(include_cuda=False):
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(deterministic)
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
+        os.environ.clear()
+        os.environ.update(environment)
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

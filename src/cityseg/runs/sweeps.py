@@ -1,0 +1,240 @@
+"""What surrounds the jobs of a sweep: its folder, what is said before and between them, and the summary at the end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cityseg.cli import quoted
+from cityseg.crossval.folds import FINAL, outcome, read_sweep, run_folders
+from cityseg.errors import ConfigError, Problems
+from cityseg.reports.summary import duration, percent
+
+log = logging.getLogger(__name__)
+
+PLACES = {
+    "basic": "one after the other on this machine",
+    "joblib": "several at once on this machine",
+    "ray": "on a Ray cluster",
+    "submitit_local": "all at once on this machine",
+    "submitit_slurm": "through SLURM",
+}
+OWN_PROCESSES = ("basic", "joblib")
+"""Launchers whose jobs run in processes of their own making, where Lightning cannot start more."""
+
+INDIFFERENT = (
+    "data.cache",
+    "data.cache_dir",
+    "data.verify",
+    "data.workers",
+    "logger",
+    "panels",
+    "resume",
+    "run_dir",
+    "trusted",
+)
+"""Keys, and groups of keys, that do not change what is trained: a sweep goes on whatever they are."""
+
+OTHERWISE = "type the command as it was, give the sweep another name, or remove the folders"
+
+started: Sweep | None = None
+"""The sweep that this process has started."""
+
+
+class Sweep:
+    """A sweep from its start to its summary.
+
+    Args:
+        folder: of the sweep.
+        folds: whether its jobs are folds.
+        final: whether a model is trained on all images after the folds.
+    """
+
+    def __init__(self, folder: Path, *, folds: bool, final: bool) -> None:
+        """See the class."""
+        self.folder, self._folds, self._final = folder, folds, final
+
+    def failed(self) -> bool:
+        """Whether a job has noted why it failed."""
+        return any((run / "failed.json").is_file() for run in run_folders(self.folder))
+
+    def ready_for_final(self) -> bool:
+        """Whether the model on all images is wanted, and every fold that it depends on has finished."""
+        if not (self._folds and self._final):
+            return False
+        groups = read_sweep(self.folder).groups
+        missing = sorted({fold for group in groups for fold in group.expected if fold not in group.finished})
+        if missing:
+            log.warning("cv.final=true: no final model, since fold %s has not finished", ", ".join(map(str, missing)))
+        return not missing
+
+    def final_arguments(self, typed: Sequence[str]) -> list[str]:
+        """The sweep's command line, with the final model in the place of the folds."""
+        others = [text for text in typed if not text.startswith(("fold=", "hydra.sweep.dir="))]
+        return [*others, f"fold={FINAL}", f"hydra.sweep.dir={quoted(self.folder)}"]
+
+    def close(self) -> int:
+        """Summarise the folds, or list the runs of a sweep over something else; returns the exit code."""
+        if not self._folds:
+            return self._list()
+        from cityseg.crossval.markdown import closing_lines  # heavy: not needed to start
+        from cityseg.crossval.output import write_summary
+        from cityseg.crossval.summary import exit_code
+
+        summary = write_summary(self.folder)
+        print("\n".join([*closing_lines(summary), f"summary  {self.folder / 'cv' / 'summary.md'}"]))
+        return exit_code(summary)
+
+    def _list(self) -> int:
+        code = 0
+        for run in run_folders(self.folder):
+            figures, status, error = outcome(run)
+            code |= status != "finished"
+            score = f"mIoU {percent(figures['miou'])} %" if figures else f"{status}: {error or 'no reason recorded'}"
+            print(f"{run.relative_to(self.folder)}: {score}")
+        return code
+
+
+class SweepStart(Callback):
+    """Gives a sweep its folder, refuses what cannot work, and says what is going to run; for ``hydra.callbacks``."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Look at the whole sweep before its first job."""
+        global started
+        folder = Path(config.hydra.sweep.dir).absolute()
+        overrides = _parse(config.hydra.overrides.task)
+        keys = [override.key_or_group for override in overrides]
+        swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+        # From now on every job composes the same folders, in whatever process it runs.
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
+        if named := swept | ({"fold"} & set(keys)):
+            same = ",".join(sorted(set(keys) - named))
+            config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{same}]")
+        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        where = PLACES.get(launcher, f"by hydra/launcher={launcher}")
+        jobs = _jobs(config, overrides)
+        try:
+            _check_jobs(config, jobs or [], launcher, folder)
+        except ConfigError as error:  # Hydra would make a warning of it
+            log.error("%s", error)
+            sys.exit(1)
+        started = Sweep(folder, folds="fold" in keys, final=bool(config.cv.get("final")))
+        if jobs is None:
+            log.info("a search %s, in %s", where, folder)
+            return
+        runs = list(run_folders(folder))
+        finished = sum((run / "metrics.json").is_file() for run in runs)
+        begun = sum((run / "checkpoints" / "last.ckpt").is_file() for run in runs) - finished
+        there = f"; there already: {finished} finished, {begun} begun" if runs else ""
+        log.info("%d job%s %s, in %s%s", len(jobs), "s"[: len(jobs) != 1], where, folder, there)
+
+
+def log_progress(sweep: Path, seconds: float, launcher: Mapping[str, Any]) -> None:
+    """Say how many jobs are done, and about how long the others will take.
+
+    Args:
+        sweep: its folder.
+        seconds: that the job took which has just finished.
+        launcher: the config of what starts the jobs.
+    """
+    config = OmegaConf.load(sweep / "multirun.yaml")
+    assert isinstance(config, DictConfig)
+    jobs = _jobs(config, _parse(config.hydra.overrides.task))
+    if jobs is None:
+        return
+    done = sum(outcome(run)[1] in ("finished", "failed") for run in run_folders(sweep))
+    left = len(jobs) - done
+    if left <= 0:
+        return
+    at_once = int(launcher.get("n_jobs") or 1)
+    at_once = os.cpu_count() or 1 if at_once < 1 else at_once
+    guess = f", about {duration(seconds * math.ceil(left / at_once))} left" if _is_local(launcher) else ""
+    log.info("%d of %d jobs done, the last in %s%s", done, len(jobs), duration(seconds), guess)
+
+
+def _is_local(launcher: Mapping[str, Any]) -> bool:
+    return str(launcher["_target_"]).endswith(("BasicLauncher", "JoblibLauncher"))
+
+
+def _parse(typed: Sequence[str]) -> list[Override]:
+    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(typed))
+
+
+def _jobs(config: DictConfig, overrides: list[Override]) -> list[list[str]] | None:
+    """The overrides of every job; None where the sweeper makes them up as it goes."""
+    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    return BasicSweeper.split_arguments([*_parse(params), *overrides], None)[0]
+
+
+def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], launcher: str, folder: Path) -> None:
+    """See that the jobs can run so, and that what is there of them was begun alike.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = Problems(f"the sweep in {folder}")
+    begun = {run.relative_to(folder).as_posix(): run / ".hydra" / "config.yaml" for run in run_folders(folder)}
+    for number, job in enumerate(jobs):
+        if number and not begun:  # all jobs have the trainer of the first
+            break
+        try:
+            composed = GlobalHydra.instance().config_loader().load_sweep_config(config, list(job))
+        except HydraException:  # Hydra itself composes every job right after this, and says what is wrong
+            return
+        with open_dict(composed):
+            composed.hydra.job.num = composed.hydra.job.id = number
+        _check_processes(composed, launcher, folder, problems)
+        name = str(composed.hydra.sweep.subdir)
+        with open_dict(composed):
+            del composed["hydra"]
+        if name in begun:
+            for change in _changes(OmegaConf.load(begun[name]), composed):
+                problems.add("begun with other settings", f"{name}: {change}", fix=OTHERWISE)
+    problems.raise_if_any(ConfigError)
+
+
+def _changes(before: Any, now: DictConfig) -> list[str]:
+    """What is trained differently."""
+    was, is_now = (_leaves(OmegaConf.to_container(config, resolve=False)) for config in (before, now))
+    return [
+        f"{key} was {was.get(key)}, now {is_now.get(key)}"
+        for key in sorted({*was, *is_now})
+        if was.get(key) != is_now.get(key) and not any(f"{key}.".startswith(f"{skip}.") for skip in INDIFFERENT)
+    ]
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as dotted key -> value."""
+    if not isinstance(node, Mapping) or not node:
+        return {prefix: node}
+    deeper = (_leaves(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items())
+    return {key: value for leaves in deeper for key, value in leaves.items()}
+
+
+def _check_processes(job: DictConfig, launcher: str, folder: Path, problems: Problems) -> None:
+    """Refuse jobs whose processes would start the sweep again."""
+    strategy = str(job.trainer.strategy)
+    if launcher in OWN_PROCESSES and strategy.startswith(("ddp", "fsdp", "deepspeed")):
+        typed = " ".join(text for text in job.hydra.overrides.task if not text.startswith("fold="))
+        problems.add(
+            f"trainer.strategy={strategy} with hydra/launcher={launcher}: its processes would start the sweep again",
+            fix="hydra/launcher=submitit_slurm; or one command for each fold, and then the summary:\n"
+            f"       for fold in 0 1 2 3 4; do python train.py {typed} fold=$fold "
+            f"hydra.run.dir={folder}/fold=$fold; done\n       python -m cityseg.crossval {folder}",
+        )
