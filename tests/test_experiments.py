@@ -8,6 +8,7 @@ import pytest
 
 from cityseg.checkpoints import load_checkpoint
 from cityseg.errors import ConfigError
+from cityseg.runs.config import settle
 from cityseg.runs.evaluation import evaluate
 from cityseg.tasks.adversarial import AdversarialTask
 from tests.conftest import TINY
@@ -49,7 +50,8 @@ def test_the_recipes_keep_what_they_pin(compose_config):
     assert (b3.loss.weights.focal, b3.loss.weights.dice, b3.model.dropout) == (1.0, 1.1, 0.2)
     unet = compose_config(["experiment=unet_resnet34"])
     assert (unet.optimizer.lr, unet.monitor, unet.trainer.max_epochs) == (1e-4, "val/loss", 10)
-    segnet = compose_config(["experiment=efficient_segnet"])
+    segnet = compose_config(["experiment=efficient_segnet", "data.root=/data/pairs"])
+    settle(segnet)
     assert (segnet.data.label_space, segnet.optimizer.lr, segnet.model.freeze_encoder) == ("cityscapes20", 1e-3, True)
 
 

@@ -52,8 +52,10 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
         if failure is not None:
             _fail(failure)
         return
-    if failure is not None and not sweep.failed():
-        _fail(failure)  # no job has failed: there are none
+    if failure is not None and not sweep.failed():  # else the job has told it
+        log.error("%s", failure)
+    if not sweep.begun():
+        sys.exit(1)
     if sweep.ready_for_final():
         sys.argv[1:] = sweep.final_arguments(sys.argv[1:])
         failure = _attempt(main, config_dir, config_name)
@@ -76,9 +78,11 @@ def _attempt(main: Callable[[], Any], config_dir: Path, config_name: str) -> str
             log.warning("to go on with the sweep: python train.py resume=%s", sweep.folder)
         raise
     except Exception as error:
-        if (sweep := _sweep()) is None or not sweep.failed():
+        if plugin := re.match(r"Unknown plugin class : 'hydra_plugins\.hydra_(\w+?)_launcher\.", str(error)):
+            return f"hydra/launcher: its plugin is not installed. Fix: pip install 'cityseg[{plugin[1]}]'"
+        if (sweep := _sweep()) is None or not sweep.begun():
             raise
-        return str(error)
+        return f"{type(error).__name__}: {error}"
     return None
 
 
@@ -98,6 +102,8 @@ def _fail(message: str) -> None:
 
 def _short_message(error: Exception) -> str:
     """What Hydra says, without its search path, and with the nearest choice where a group has no such one."""
+    if "Could not load 'hydra/sweeper/optuna'" in str(error):
+        return "hydra/sweeper=search: its plugin is not installed. Fix: pip install 'cityseg[optuna]'"
     options = getattr(error, "options", None)
     if options:
         group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")

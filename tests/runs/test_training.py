@@ -271,5 +271,8 @@ def test_a_compiled_network_with_an_auxiliary_head_is_refused(run_tiny):
 
 def test_a_frozen_random_encoder_is_warned_of(run_tiny, caplog):
     base = tuple(key for key in TINY if not key.startswith(("model.", "+model.")))
-    run_tiny("model=efficient_segnet", "model.encoder=resnet18", base=base)
+    network = ("model=efficient_segnet", "model.encoder=resnet18")
+    run_tiny(*network, base=base, folder="trained")
+    assert "the encoder stays random" not in caplog.text
+    run_tiny(*network, "model.freeze_encoder=true", base=base)
     assert "the encoder stays random" in caplog.text

@@ -16,6 +16,7 @@ from torch import Tensor
 from cityseg.data.loading import Pairs
 from cityseg.data.samples import Pair, progress
 from cityseg.labels import ByteArray
+from cityseg.machine import available_cores
 
 USABLE = 0.9
 """Share of the available memory that a cache may take: the network, its optimizer and the loaders need some too."""
@@ -99,7 +100,7 @@ class CachedPairs:
             assert target is not None
             self.photos[index], self.targets[index] = photo, target
 
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with ThreadPoolExecutor(max_workers=available_cores()) as pool:
             for _ in progress(pool.map(decode, range(len(self))), len(self), description):
                 pass
 

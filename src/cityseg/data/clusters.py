@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from cityseg.data.color_labels import MAX_DISTANCE, PaletteDecoder
 from cityseg.errors import DataError
 from cityseg.labels import ByteArray, Color, LabelSpace, label_space
+from cityseg.machine import available_cores
 
 SAMPLED_PIXELS = 1_000_000
 """Most pixels that K-means is given, as many of every training label; 3 MB, and 24 MB inside scikit-learn.
@@ -55,7 +55,7 @@ def sample_colors(read: Callable[[int], ByteArray], images: int, seed: int) -> B
         rng = np.random.default_rng((seed, index))
         return colors[rng.choice(len(colors), share, replace=False, shuffle=False)]
 
-    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, available_cores() * 2)) as pool:
         return np.concatenate(list(pool.map(draw, range(images))))
 
 

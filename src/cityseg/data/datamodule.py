@@ -36,6 +36,7 @@ from cityseg.data.statistics import class_balanced_probabilities, image_class_pi
 from cityseg.data.transforms import Augment
 from cityseg.errors import ConfigError, DataError, Problems, did_you_mean
 from cityseg.labels import LabelSpace
+from cityseg.machine import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -373,7 +374,7 @@ def default_cache_dir() -> Path:
 
 def automatic_workers() -> int:
     """Loader processes that suit this machine: one a core up to 8 beside a GPU, half the cores where they train too."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     workers = min(cores, 8) if torch.cuda.is_available() else min(cores // 2, 4)
     log.info("data.workers=auto: %d loader processes on %d cores", workers, cores)
     return workers

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cityseg.data.images import Header, read_header
 from cityseg.errors import FileProblem, Problems
 from cityseg.labels import ByteArray
+from cityseg.machine import available_cores
 
 Item = TypeVar("Item")
 
@@ -114,7 +115,7 @@ def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems) -
         problems: what is found wrong is added here, nothing is raised.
     """
     sizes = np.zeros((len(samples), 2), np.int32)
-    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, available_cores() * 2)) as pool:
         checked = pool.map(lambda index: _check_headers(samples, reader, index), range(len(samples)))
         sound = np.zeros(len(samples), bool)
         for index, result in enumerate(checked):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from cityseg.data.samples import Reader, Samples
 from cityseg.errors import DataError
+from cityseg.machine import available_cores
 
 if TYPE_CHECKING:  # the data module itself samples by these counts
     from cityseg.data.datamodule import SegmentationDataModule
@@ -46,7 +47,7 @@ def image_class_pixels(data: SegmentationDataModule) -> npt.NDArray[np.int32]:
         counts[index] = np.bincount(target.ravel(), minlength=256)[:classes]
 
     log.info("counting the class pixels of %d training labels", len(samples))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
         for _ in pool.map(count, range(len(samples))):
             pass
     kept.parent.mkdir(parents=True, exist_ok=True)

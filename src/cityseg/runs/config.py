@@ -41,6 +41,8 @@ def settle(config: DictConfig) -> None:
     network = network_node(config)
     if "pretrained" in network and network.pretrained is None:
         network.pretrained = config.data.root is not None
+    if "freeze_encoder" in network and network.freeze_encoder is None:
+        network.freeze_encoder = bool(network.pretrained)
     if config.trainer.precision == "auto":
         config.trainer.precision = automatic_precision(config.trainer.accelerator)
 

@@ -26,6 +26,14 @@ from cityseg.checkpoints import load_checkpoint
 from cityseg.crossval.folds import FINAL, siblings
 from cityseg.errors import CheckpointError, CitysegError, ConfigError
 from cityseg.files import write_json
+from cityseg.machine import (
+    available_cores,
+    claim_gpu,
+    limited_cores,
+    restore_start_method,
+    shares_gpus,
+    threads_of_a_job,
+)
 from cityseg.runs.config import check_trusted, resume_config, settle
 from cityseg.runs.output import print_closing, quiet_libraries
 from cityseg.runs.sweeps import log_progress
@@ -41,17 +49,36 @@ def run_hydra_job(config: DictConfig, hydra_config: HydraConf) -> float | None:
     run_dir, typed = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     if hydra_config.mode != RunMode.MULTIRUN:
         return run_job(config, run_dir, typed, sweep=None)
-    sweep = Path(hydra_config.sweep.dir)
+    sweep, launcher = Path(hydra_config.sweep.dir), hydra_config.launcher
+    os.chdir(hydra_config.runtime.cwd)  # a Ray worker starts where the cluster did
+    restore_start_method()
     log.info("── %s", run_dir.relative_to(sweep))
     started = time.perf_counter()
     kept = (run_dir / "metrics.json").is_file()
-    objective = run_job(config, run_dir, typed, sweep=sweep)
+    threads = threads_of_a_job(launcher, available_cores())
+    with limited_cores(threads), _own_gpu(config, sweep, launcher):
+        objective = run_job(config, run_dir, typed, sweep=sweep, threads=threads)
     if not kept:
-        log_progress(sweep, time.perf_counter() - started, hydra_config.launcher)
+        log_progress(sweep, time.perf_counter() - started, launcher)
     return objective
 
 
-def run_job(config: DictConfig, run_dir: Path, typed: Sequence[str], *, sweep: Path | None) -> float | None:
+@contextlib.contextmanager
+def _own_gpu(config: DictConfig, sweep: Path, launcher: DictConfig) -> Iterator[None]:
+    """Give a job that wants one GPU one that no other job of this machine has."""
+    trainer = config.trainer
+    wanted = trainer.accelerator in ("auto", "gpu", "cuda") and trainer.devices in ("auto", 1, "1")
+    if not (wanted and shares_gpus(launcher) and torch.cuda.is_available()):
+        yield
+        return
+    with claim_gpu(sweep, torch.cuda.device_count()) as index:
+        trainer.devices = [index]
+        yield
+
+
+def run_job(
+    config: DictConfig, run_dir: Path, typed: Sequence[str], *, sweep: Path | None, threads: int | None = None
+) -> float | None:
     """Train a run, or go on with one.
 
     In a sweep that is run again, a finished run is kept and one that has begun is resumed; a run on its own is resumed
@@ -62,6 +89,7 @@ def run_job(config: DictConfig, run_dir: Path, typed: Sequence[str], *, sweep: P
         run_dir: where everything goes.
         typed: the overrides that the user typed.
         sweep: folder of the sweep that this is a job of, if it is one.
+        threads: of its computations; None leaves them to torch.
 
     Returns:
         mIoU of the best checkpoint, as the objective of a sweep; None on processes that are not the first.
@@ -72,6 +100,8 @@ def run_job(config: DictConfig, run_dir: Path, typed: Sequence[str], *, sweep: P
     last = run_dir / "checkpoints" / "last.ckpt"
     with _unchanged_process(), _noted_failure(run_dir, announce=sweep is not None):
         quiet_libraries()
+        if threads is not None:
+            torch.set_num_threads(threads)
         if config.resume is not None:
             return _told(train(_saved_config(last, typed, config.trusted), run_dir, resume_from=last), run_dir)
         settle(config)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ INDIFFERENT = (
 
 OTHERWISE = "type the command as it was, give the sweep another name, or remove the folders"
 
+# Our configs of launchers take the place of those that the plugins bring, under the same names.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
+
 started: Sweep | None = None
 """The sweep that this process has started."""
 
@@ -70,6 +74,10 @@ class Sweep:
     def failed(self) -> bool:
         """Whether a job has noted why it failed."""
         return any((run / "failed.json").is_file() for run in run_folders(self.folder))
+
+    def begun(self) -> bool:
+        """Whether there is a run to be told of."""
+        return any(True for _ in run_folders(self.folder))
 
     def ready_for_final(self) -> bool:
         """Whether the model on all images is wanted, and every fold that it depends on has finished."""
@@ -171,7 +179,7 @@ def _is_local(launcher: Mapping[str, Any]) -> bool:
 
 
 def _parse(typed: Sequence[str]) -> list[Override]:
-    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(typed))
+    return OverridesParser.create().parse_overrides(list(typed))
 
 
 def _jobs(config: DictConfig, overrides: list[Override]) -> list[list[str]] | None:

@@ -9,7 +9,7 @@ import warnings
 import pytest
 from hydra import compose, initialize_config_dir
 
-from cityseg.runs.machine import claim_gpu, restore_start_method, shares_gpus, threads_of_a_job
+from cityseg.machine import claim_gpu, restore_start_method, shares_gpus, threads_of_a_job
 from tests.conftest import ROOT
 
 
@@ -82,7 +82,7 @@ def test_a_job_waits_until_a_gpu_is_free(tmp_path):
 
 def test_the_gpu_of_a_process_that_died_is_free(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from cityseg.runs.machine import claim_gpu\n"
+        "import sys; from pathlib import Path; from cityseg.machine import claim_gpu\n"
         "with claim_gpu(Path(sys.argv[1]), 1): print('claimed', flush=True); sys.stdin.read()"
     )
     job = subprocess.Popen(

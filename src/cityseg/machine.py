@@ -1,15 +1,35 @@
-"""What one job of a sweep may use of a machine that it shares with other jobs: threads, a GPU, loader processes."""
+"""What a run may use of its machine, alone or beside the other jobs of a sweep: cores, a GPU, loader processes."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+_limit: int | None = None
+
+
+def available_cores() -> int:
+    """Cores that this run may use: those of its process, or its share of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if _limit is None else min(cores, _limit)
+
+
+@contextlib.contextmanager
+def limited_cores(cores: int | None) -> Iterator[None]:
+    """Leave a run a share of its process's cores; None is all of them."""
+    global _limit
+    before, _limit = _limit, cores
+    try:
+        yield
+    finally:
+        _limit = before
 
 
 def threads_of_a_job(launcher: Mapping[str, Any], cores: int) -> int | None:
@@ -17,7 +37,7 @@ def threads_of_a_job(launcher: Mapping[str, Any], cores: int) -> int | None:
 
     Args:
         launcher: the job's ``hydra.launcher``.
-        cores: that the job's process may run on (``len(os.sched_getaffinity(0))``).
+        cores: that the job's process may run on.
 
     Returns:
         From 1 to `cores`; None where the engine sets no limit, as when jobs run one after the other.
