@@ -178,6 +178,16 @@ def test_accumulating_four_batches_equals_one_batch_of_four_times_the_size(kind)
         assert torch.allclose(one, two, atol=1e-6)
 
 
+def test_plain_accumulation_of_four_batches_equals_one_batch_of_four_times_the_size():
+    small = list(batches(4, size=2))
+    accumulated, whole = plain(), plain()
+    fit(accumulated, small, epochs=2, accumulate_grad_batches=4)
+    fit(whole, [{key: torch.cat([batch[key] for batch in small]) for key in small[0]}], epochs=2)
+    assert not same(weights(whole.network), weights(plain().network))
+    for one, two in zip(accumulated.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
 def test_a_last_shorter_window_is_a_step_too():
     module = task(accumulate_grad_batches=3)
     trainer = fit(module, batches(4))
