@@ -112,7 +112,7 @@ def test_command_writes_the_summary_and_fails_if_a_fold_did(tmp_path, capsys, fa
         (tmp_path / "fold=1" / "failed.json").write_text('{"error": "no memory"}')
     assert command.main([str(tmp_path)]) == code
     printed = capsys.readouterr().out
-    assert str(tmp_path / "cv" / "summary.md") in printed
+    assert str(tmp_path / "cv" / "report.html") in printed
     assert ("fold 1 failed: no memory" in printed) == failed
 
 

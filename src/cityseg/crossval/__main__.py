@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CitysegError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join([*closing_lines(summary), f"summary  {folder / 'cv' / 'summary.md'}"]))
+    print("\n".join([*closing_lines(summary), f"summary  {folder / 'cv' / 'report.html'}"]))
     return exit_code(summary)
 
 

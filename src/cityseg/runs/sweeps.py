@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -11,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -103,7 +103,7 @@ class Sweep:
         from cityseg.crossval.summary import exit_code
 
         summary = write_summary(self.folder)
-        print("\n".join([*closing_lines(summary), f"summary  {self.folder / 'cv' / 'summary.md'}"]))
+        print("\n".join([*closing_lines(summary), f"summary  {self.folder / 'cv' / 'report.html'}"]))
         return exit_code(summary)
 
     def _list(self) -> int:
@@ -187,7 +187,12 @@ def _jobs(config: DictConfig, overrides: list[Override]) -> list[list[str]] | No
     if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    return BasicSweeper.split_arguments([*_parse(params), *overrides], None)[0]
+    choices = {}  # as Hydra's own sweeper has it: the last one typed counts
+    for override in (*_parse(params), *overrides):
+        key, swept = override.get_key_element(), override.is_sweep_override()
+        values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+        choices[key] = [f"{key}={value}" for value in values]
+    return [list(job) for job in itertools.product(*choices.values())]
 
 
 def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], launcher: str, folder: Path) -> None:
