@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_a_job_leaves_its_process_as_it_was(run_tiny):
     assert dict(os.environ) == environment
     assert warnings.filters == filters
     assert len(os.listdir("/proc/self/fd")) <= files
+
+
+def test_a_failed_job_of_a_sweep_does_not_keep_its_network(compose_config, cache_dir, tmp_path, monkeypatch):
+    networks = []
+
+    def out_of_memory(trainer, task, **_):
+        networks.append(weakref.ref(task.network))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", out_of_memory)
+    typed = [*TINY, f"data.cache_dir={cache_dir}"]
+    with pytest.raises(RuntimeError) as kept:
+        run_job(compose_config(typed, tmp_path / "job"), tmp_path / "job", typed, sweep=tmp_path)
+    assert str(kept.value) == "out of memory"
+    assert networks[0]() is None
 
 
 def test_a_job_of_a_sweep_that_has_finished_is_kept(compose_config, cache_dir, tmp_path):

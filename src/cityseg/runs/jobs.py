@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -185,7 +186,15 @@ def _noted_failure(run_dir: Path, *, announce: bool) -> Iterator[None]:
         write_json(run_dir / FAILED, {"error": str(error) if expected else f"{type(error).__name__}: {error}"})
         if announce:
             log.error("%s failed: %s", run_dir, error, exc_info=None if expected else error)
+            _release(error)
         raise
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, a network among them: Hydra keeps the error until the sweep ends."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager
