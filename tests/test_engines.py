@@ -20,7 +20,7 @@ SCENES = "data.scenes={train: 10, val: 2, size: 64}"
 def sweep(launcher, overrides, folder, cache_dir):
     """Run five folds as typed in `folder`; returns the figures of each but for the time it took."""
     folder.mkdir()
-    given = [f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", "hydra.sweep.subdir='fold=${fold}'", *overrides]
+    given = [f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", *overrides]
     data = [SCENES, f"data.cache_dir={cache_dir}", "logger=none"]
     command(ROOT / "train.py", "-m", *TINY, *data, "fold=0,1,2,3,4", *given, cwd=folder, timeout=550)
     runs = sorted((folder / "sweep").glob("fold=*"))
