@@ -38,7 +38,7 @@ TINY = (
 SCENES = "data.scenes={train: 4, val: 2, size: 64}"
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "predict.py", "export.py"])
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job")])
 def test_help_and_config_answer_without_torch(script, arguments):
     code = (
@@ -48,7 +48,6 @@ def test_help_and_config_answer_without_torch(script, arguments):
         "heavy = {'torch', 'pytorch_lightning', 'cv2', 'matplotlib', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    arguments = [*arguments, "ckpt=x"] if script == "evaluate.py" else arguments
     command("-c", code)
 
 

@@ -11,9 +11,10 @@ from tests.crossval import sweeps
 from tests.crossval.sweeps import pictures, write_overrides, write_run
 
 from cityseg.crossval.output import write_summary
-from cityseg.labels import custom_label_space
+from cityseg.labels import custom_label_space, label_space
 from cityseg.reports.html.charts import Row, dot_plot, line_chart
-from cityseg.reports.html.images import MAX_WIDTH, embed
+from cityseg.reports.html.images import MAX_WIDTH, embed, read_panels, read_tiles
+from cityseg.reports.panels import panel
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -239,26 +240,56 @@ def test_the_final_model_is_shown_with_its_scores_or_with_its_error(tmp_path):
     assert "final model : failed, fold=final no memory" in Page(tmp_path / "cv" / "report.html").text
 
 
+def decoded(picture):
+    return Image.open(io.BytesIO(base64.b64decode(picture.uri.removeprefix("data:image/webp;base64,"))))
+
+
 def test_pictures_are_embedded_smaller_and_broken_ones_left_out(tmp_path):
-    Image.new("RGB", (3000, 600), (10, 200, 30)).save(tmp_path / "wide.png")
+    Image.effect_noise((3000, 600), 90).convert("RGB").save(tmp_path / "wide.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "wide.png").read_bytes()[:200])
-    name, uri, width, height = embed(tmp_path / "wide.png")
-    shown = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,"))))
-    assert (name, width, height) == ("wide", MAX_WIDTH, MAX_WIDTH // 5)
-    assert shown.size == (width, height)
-    assert np.abs(np.asarray(shown).astype(int) - (10, 200, 30)).max() < 8
-    assert embed(tmp_path / "cut.png") is None
+    (found,) = read_panels([tmp_path / "cut.png", tmp_path / "wide.png"], 2)
+    (tile,) = found.tiles
+    assert (found.name, tile.label) == ("wide", "panel")
+    assert decoded(tile).size == (tile.width, tile.height) == (MAX_WIDTH, MAX_WIDTH // 5)
+
+
+@pytest.mark.parametrize("width", [40, 300, 1100])
+def test_panels_are_taken_apart_as_they_were_put_together(tmp_path, width):
+    photo = np.random.default_rng(0).integers(256, size=(width // 2, width, 3)).astype(np.uint8)
+    truth = np.tile(np.arange(width, dtype=np.uint8) % 7, (width // 2, 1))
+    shown = label_space("cityscapes19")
+    for prediction, true, labels in ((truth // 2, truth, "photo truth prediction errors"), (truth, None, None)):
+        Image.fromarray(panel(photo, true, prediction, shown)).save(tmp_path / "a.png")
+        tiles = read_tiles(tmp_path / "a.png")
+        assert " ".join(tiles) == (labels or "photo prediction overlay")
+        assert {tile.size for tile in tiles.values()} == {(min(width, 512), min(width, 512) // 2)}
+        if width <= 512:
+            np.testing.assert_array_equal(tiles["photo"], photo)
+            np.testing.assert_array_equal(tiles["prediction"], shown.colorize(prediction))
+
+
+def test_label_maps_are_embedded_without_loss():
+    train_ids = np.random.default_rng(0).integers(19, size=(40, 60)).astype(np.uint8)
+    painted = label_space("cityscapes19").colorize(train_ids)
+    (tile,) = embed({"truth": Image.fromarray(painted)}, "a").tiles
+    np.testing.assert_array_equal(decoded(tile), painted)
 
 
 def test_lines_lie_where_their_values_are():
-    chart = line_chart("loss", {3: [(1, 2.0), (2, 0.0), (3, 1.0)], 4: []}, {3: 1, 4: 2}, {3: 2})
+    chart = line_chart("loss", {"a": [(1, 2.0), (2, 0.0), (3, 1.0)], "b": []}, {"a": 1, "b": 2}, {"a": 2})
     (line,) = chart.lines
     assert [mark.x for mark in line.marks] == [0, 50, 100]
     ys = [mark.y for mark in line.marks]
     assert (ys[1] - ys[0], ys[2] - ys[0]) == pytest.approx((2 * (ys[2] - ys[0]), (ys[1] - ys[0]) / 2), abs=0.02)
     assert ys[0] < 50 < ys[1]  # larger values lie higher
     assert [mark.special for mark in line.marks] == [False, True, False]
-    assert line_chart("loss", {4: []}, {4: 0}, {}) is None
+    assert line_chart("loss", {"b": []}, {"b": 0}, {}) is None
+
+
+def test_a_line_that_never_changes_has_an_axis_around_it():
+    chart = line_chart("lr", {"lr": [(1, 1e-4), (2, 1e-4)]}, {"lr": 0}, {})
+    assert chart.y.low > 0
+    assert line_chart("lr", {"lr": [(1, 1e-4), (2, 1e-4)]}, {"lr": 0}, {}, zero=True).y.at(0) < 10
 
 
 def test_dots_share_an_axis_and_intervals_end_where_a_score_can():

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 from cityseg.crossval.comparison import Comparison, Pair
-from cityseg.crossval.statistics import Spread
 from cityseg.crossval.summary import SCORES, FinalModel, FoldFigures, GroupSummary, Summary, Unfinished
+from cityseg.reports.html.text import SCORE_NAMES, interval, mean_and_std, p_value, points, points_interval
 from cityseg.reports.summary import ABSENT, percent
-
-_NAMES = {"miou": "mIoU", "mpa": "mPA", "pixel_accuracy": "pixel accuracy", "fwiou": "fwIoU", "dice": "Dice"}
 
 
 def to_markdown(summary: Summary) -> str:
@@ -45,11 +43,6 @@ def headline(group: GroupSummary) -> str:
     return f"mIoU {mean_and_std(group['scores']['miou'])} % over {finished} of {expected} folds"
 
 
-def mean_and_std(spread: Spread) -> str:
-    """``61.2 ± 1.3``, in percent; without the second where there is one fold."""
-    return percent(spread["mean"]) + ("" if spread["std"] is None else f" ± {percent(spread['std'])}")
-
-
 def closing_lines(summary: Summary) -> list[str]:
     """What the console shows at the end of a sweep: parameters, scores, what is missing, best against others."""
     lines: list[str] = []
@@ -58,7 +51,7 @@ def closing_lines(summary: Summary) -> list[str]:
         if parameters := group["parameters"]:
             lines.append(f"  parameters {parameters['total']:,}, {parameters['trainable']:,} trainable")
         if group["folds"]:
-            means = (f"{_NAMES[key]} {mean_and_std(group['scores'][key])} %" for key in ("miou", "mpa"))
+            means = (f"{SCORE_NAMES[key]} {mean_and_std(group['scores'][key])} %" for key in ("miou", "mpa"))
             lines.append(f"  mean ± std over folds: {', '.join(means)}")
         if group["pooled"] is not None:
             lines.append(f"  pooled over folds: mIoU {percent(group['pooled']['miou'])} %")
@@ -94,7 +87,7 @@ def _final_text(final: FinalModel) -> str:
     what = f"final model on all training images ({final['run']})"
     if final["status"] != "finished":
         return f"{what} {final['status']}{': ' + final['error'].splitlines()[0] if final['error'] else ''}"
-    scores = ", ".join(f"{_NAMES[key]} {percent(final['scores'][key])} %" for key in ("miou", "mpa"))
+    scores = ", ".join(f"{SCORE_NAMES[key]} {percent(final['scores'][key])} %" for key in ("miou", "mpa"))
     return f"{what}, {final['epochs']} epochs: {scores} on {final['split']}"
 
 
@@ -105,9 +98,9 @@ def _unfinished_list(group: GroupSummary) -> list[str]:
 
 def _pair_text(pair: Pair) -> str:
     test = pair["test"]
-    line = f"{pair['a']} against {pair['b']}: mIoU {_points(test['mean'])}"
-    line += f" points over {len(pair['folds'])} common folds, p {_p_value(test['p'])}"
-    return line + (f", {_p_value(pair['p_holm'])} after Holm" if pair["p_holm"] is not None else "")
+    line = f"{pair['a']} against {pair['b']}: mIoU {points(test['mean'])}"
+    line += f" points over {len(pair['folds'])} common folds, p {p_value(test['p'])}"
+    return line + (f", {p_value(pair['p_holm'])} after Holm" if pair["p_holm"] is not None else "")
 
 
 def _comparison_section(comparison: Comparison, groups: Sequence[GroupSummary]) -> list[str]:
@@ -146,12 +139,12 @@ def _pair_row(pair: Pair) -> list[str]:
     test, images = pair["test"], pair["images"]
     return [
         _pair_name(pair),
-        _points(test["mean"]) + ("" if test["std"] is None else f" ± {percent(test['std'])}"),
-        _points_interval(test["interval"]),
+        points(test["mean"]) + ("" if test["std"] is None else f" ± {percent(test['std'])}"),
+        points_interval(test["interval"]),
         ABSENT if test["t"] is None else f"{test['t']:.2f}",
-        _p_value(test["p"]),
-        _p_value(pair["p_holm"]),
-        _points_interval(images["interval"] if images else None),
+        p_value(test["p"]),
+        p_value(pair["p_holm"]),
+        points_interval(images["interval"] if images else None),
     ]
 
 
@@ -178,7 +171,7 @@ def _difference_table(pairs: Sequence[Pair]) -> list[str]:
     rows = []
     for pair in pairs:
         differences = dict(zip(pair["folds"], pair["differences"], strict=True))
-        rows.append([_pair_name(pair), *(_points(differences.get(fold)) for fold in folds)])
+        rows.append([_pair_name(pair), *(points(differences.get(fold)) for fold in folds)])
     return _table(["", *(f"fold {fold}" for fold in folds)], rows) if folds else []
 
 
@@ -214,8 +207,8 @@ def _fold_table(group: GroupSummary) -> list[str]:
         for row in group["folds"]
     ]
     rows.append(["mean ± std", *(mean_and_std(spread) for spread in spreads), "", ""])
-    rows.append(["95 % interval", *(_interval(spread["interval"]) for spread in spreads), "", ""])
-    return _table(["fold", *(f"{_NAMES[key]} %" for key in SCORES), "images", "best epoch"], rows)
+    rows.append(["95 % interval", *(interval(spread["interval"]) for spread in spreads), "", ""])
+    return _table(["fold", *(f"{SCORE_NAMES[key]} %" for key in SCORES), "images", "best epoch"], rows)
 
 
 def _class_table(group: GroupSummary) -> list[str]:
@@ -224,7 +217,7 @@ def _class_table(group: GroupSummary) -> list[str]:
         [
             name,
             mean_and_std(spreads["iou"]),
-            _interval(spreads["iou"]["interval"]),
+            interval(spreads["iou"]["interval"]),
             mean_and_std(spreads["accuracy"]),
             mean_and_std(spreads["dice"]),
             percent(pooled[name]["iou"]),
@@ -236,12 +229,12 @@ def _class_table(group: GroupSummary) -> list[str]:
 
 
 def _pooled_lines(group: GroupSummary) -> list[str]:
-    pooled, interval, note = group["pooled"], group["pooled_interval"], group["pooled_interval_note"]
+    pooled, drawn, note = group["pooled"], group["pooled_interval"], group["pooled_interval_note"]
     if pooled is None:
         return []
     text = f"Pooled out of fold: mIoU {percent(pooled['miou'])} %, mPA {percent(pooled['mpa'])} %"
-    if interval is not None:
-        text += f"; 95 % over {interval['images']} images: {_interval(interval['interval'])} %"
+    if drawn is not None:
+        text += f"; 95 % over {drawn['images']} images: {interval(drawn['interval'])} %"
     return [text + (f". No interval over images: {note}" if note else "."), ""]
 
 
@@ -252,25 +245,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (header, ruler, *rows)),
         "",
     ]
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return ABSENT if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
-
-
-def _points(difference: float | None) -> str:
-    """A difference of fractions in percentage points, with its sign."""
-    return ABSENT if difference is None else f"{100 * difference:+.1f}"
-
-
-def _points_interval(interval: Sequence[float] | None) -> str:
-    return ABSENT if interval is None else f"{_points(interval[0])} to {_points(interval[1])}"
-
-
-def _p_value(p: float | None) -> str:
-    if p is None:
-        return ABSENT
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _listing(folds: Iterable[int]) -> str:

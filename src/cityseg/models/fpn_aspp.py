@@ -170,7 +170,6 @@ def _convolution(in_channels: int, channels: int, kernel: int, dilation: int = 1
 
 def _resized(x: Tensor, size: torch.Size) -> Tensor:
     """A map at another size: cells are averaged where it shrinks, interpolated where it grows."""
-    factor = x.shape[-2] // size[-2]
-    if factor > 1:
-        x = F.avg_pool2d(x, factor)  # not adaptive: that one has no deterministic gradient on a GPU
+    if x.shape[-2] >= 2 * size[-2]:
+        x = F.avg_pool2d(x, x.shape[-2] // size[-2])  # not adaptive: that one has no deterministic gradient on a GPU
     return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -40,6 +40,7 @@ def quiet_libraries() -> None:
 def print_closing(figures: Mapping[str, Any], folder: Path, *, brief: bool = False) -> None:
     """Print the closing table: scores, per-class IoU, and the paths worth opening; or the scores alone."""
     wanted = {
+        "report": folder / "report.html",
         "figures": folder / "metrics.json",
         "predictions": folder / "predictions",
         "label ids": folder / "label_ids",

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+import time
+import types
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 from torch import Tensor
 
 from cityseg import __version__
+from cityseg.boundaries import Boundaries
 from cityseg.callbacks.images import batch_panels, spread
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.loading import Batch
 from cityseg.data.samples import Samples
+from cityseg.errors import FileProblem
 from cityseg.image_counts import FILE_NAME, ImageCounts, count_pixels, write_image_counts
+from cityseg.instances import Instances, read_instance_ids
 from cityseg.tasks.base import Task
 
 
@@ -59,8 +69,18 @@ class Pictures(pl.Callback):
                 _save(colors, self._folder / "colors" / f"{name}_pred_color.png")
 
 
-class PerImage(pl.Callback):
+class Figures(pl.Callback):
+    """A callback of a scoring pass that has figures for ``metrics.json`` in the end."""
+
+    @abstractmethod
+    def figures(self, task: Task) -> dict[str, Any]:
+        """Its figures by key; empty where there was nothing to score."""
+
+
+class PerImage(Figures):
     """Writes the pixel counts of every image beside ``metrics.json``, for what is drawn or compared by image.
+
+    Its figures are the distribution of the images' own mIoU, and the worst images.
 
     Args:
         folder: of the run.
@@ -97,6 +117,172 @@ class PerImage(pl.Callback):
             counts = ImageCounts(tuple(self._images), names, np.concatenate(self._counts))
             write_image_counts(self._path, counts)
 
+    def figures(self, task: Task) -> dict[str, Any]:
+        """Mean, quartiles and lowest of the mIoU of single images, see :func:`image_scores`."""
+        return {"per_image": image_scores(self._images, np.concatenate(self._counts))} if self._counts else {}
+
+
+class BoundaryFigures(Figures):
+    """Boundary scores of a split, see :mod:`cityseg.boundaries`."""
+
+    def __init__(self, boundaries: Boundaries) -> None:
+        """Collect into this object."""
+        self._boundaries = boundaries
+        self._scored = False
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the images of this batch."""
+        if "target" in batch:
+            self._scored = True
+            for prediction, target in zip(outputs.cpu().numpy(), batch["target"].cpu().numpy(), strict=True):
+                self._boundaries.update(prediction, target)
+
+    def figures(self, task: Task) -> dict[str, Any]:
+        """The scores."""
+        return {"boundary": self._boundaries.scores()} if self._scored else {}
+
+
+class InstanceFigures(Figures):
+    """Instance-weighted scores of a split, see :mod:`cityseg.instances`."""
+
+    def __init__(self, instances: Instances, files: list[Path]) -> None:
+        """Collect into this object, from an instanceIds file for each sample of the split."""
+        self._instances, self._files = instances, files
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the images of this batch."""
+        for index, prediction in zip(batch["index"].tolist(), outputs.cpu().numpy(), strict=True):
+            ids = read_instance_ids(self._files[index])
+            if ids.shape != prediction.shape:
+                found = f"it is {ids.shape[1]}x{ids.shape[0]}, the photo {prediction.shape[1]}x{prediction.shape[0]}"
+                raise FileProblem(self._files[index], "instance ids of another size", found, "copy the file again")
+            self._instances.update(prediction, ids)
+
+    def figures(self, task: Task) -> dict[str, Any]:
+        """The scores."""
+        if task.scores is None:
+            return {}
+        return {**self._instances.scores(np.array(task.scores["confusion_matrix"]))}
+
+
+class Cost(Figures):
+    """Time and memory of the network's passes; the first callback, so that no other's work is counted.
+
+    Images a second are those of the passes and of counting their predictions, without loading photos and writing
+    pictures; the first batch, which is slower, is left out where there are several. Peak memory is what was allocated
+    on the GPU during the pass or, on a CPU, the most that the process has ever held.
+    """
+
+    def __init__(self) -> None:
+        """Start the clock at zero."""
+        self._seconds: list[float] = []
+        self._images: list[int] = []
+        self._start = 0.0
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget what was allocated before."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_test_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop it when the device is done."""
+        if outputs.device.type == "cuda":
+            torch.cuda.synchronize(outputs.device)
+        self._seconds.append(time.perf_counter() - self._start)
+        self._images.append(len(outputs))
+
+    def figures(self, task: Task) -> dict[str, Any]:
+        """Images a second, and the peak memory in MiB with the device it is of."""
+        warm = slice(1, None) if len(self._seconds) > 1 else slice(None)
+        seconds = sum(self._seconds[warm])
+        peak = _peak_memory(task.device)
+        return {
+            "images_per_second": round(sum(self._images[warm]) / seconds, 3) if seconds else None,
+            "peak_memory_mib": None if peak is None else round(peak / 2**20, 1),
+            "device": task.device.type,
+        }
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+WORST = 20
+"""Images that are named because their mIoU is lowest."""
+
+
+def image_scores(names: list[str], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """The distribution of the mIoU of single images.
+
+    The mIoU of an image is the mean IoU over the classes that occur in its truth or prediction; their mean is not the
+    mIoU of the split. Images of void alone have none.
+
+    Args:
+        names: of the images.
+        counts: ``(N, 3, C)`` hit, true and predicted pixels.
+
+    Returns:
+        ``mean``, ``quartiles`` (lower, median, upper) and ``worst``, the lowest first.
+    """
+    hits, truth, predicted = counts.transpose(1, 0, 2)
+    union = truth + predicted - hits
+    occurs = union > 0
+    scored = occurs.any(axis=1)
+    if not scored.any():
+        return {"mean": None, "quartiles": None, "worst": []}
+    iou = np.divide(hits, union, out=np.zeros(union.shape), where=occurs)
+    miou = iou[scored].sum(axis=1) / occurs[scored].sum(axis=1)
+    order = np.argsort(miou, kind="stable")[:WORST]
+    places = np.flatnonzero(scored)
+    return {
+        "mean": float(miou.mean()),
+        "quartiles": np.quantile(miou, [0.25, 0.5, 0.75]).tolist(),
+        "worst": [{"image": names[places[i]], "miou": float(miou[i])} for i in order],
+    }
+
 
 def _save(picture: np.ndarray[Any, np.dtype[np.uint8]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,12 +306,39 @@ def score(task: Task, data: SegmentationDataModule, split: str, trainer: pl.Trai
     figures: dict[str, Any] = {"dataset": data.dataset_name, "split": split}
     if task.scores is not None:
         figures |= {**task.scores, "loss": logged[0]["test/loss"]}
+    if task.calibration is not None and task.scores is not None:
+        figures["calibration"] = task.calibration.scores()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Figures):
+            figures |= callback.figures(task)
+    done = str(task.inference)
     figures |= {
         "images": len(data.samples(split)),
         "label_space": task.label_space.name,
-        "protocol": data.protocol,
+        "protocol": f"{data.protocol}; {done}" if done else data.protocol,
         "precision": trainer.precision,
         "parameters": task.parameters_by_part(),
         "cityseg": __version__,
     }
     return figures
+
+
+def official_scores(predictions: Sequence[Path], truths: Sequence[Path], *, instances: bool) -> dict[str, Any]:
+    """What cityscapesScripts' own evaluation says of files of label ids.
+
+    Args:
+        predictions: ``*_pred_labelIds.png``.
+        truths: ``*_gtFine_labelIds.png`` of each; with `instances` an instanceIds file lies beside each.
+        instances: evaluate the instance-weighted scores too, else they are NaN.
+
+    Returns:
+        ``classScores``, ``averageScoreClasses`` and the like, NaN for an absent class.
+    """
+    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+
+    if not hasattr(np, "in1d"):  # it calls a function that numpy 2.4 has removed
+        official.np = types.SimpleNamespace(**{**vars(np), "in1d": np.isin})
+    options = copy.copy(official.args)
+    options.evalInstLevelScore, options.JSONOutput, options.quiet = instances, False, True
+    result: dict[str, Any] = official.evaluateImgLists([str(p) for p in predictions], [str(t) for t in truths], options)
+    return result

@@ -22,8 +22,10 @@ from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
 from cityseg.crossval.folds import FINAL
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.split_files import read_split, write_split
+from cityseg.environment import environment
 from cityseg.errors import ConfigError, DataError
 from cityseg.files import write_json
+from cityseg.reports.html.run import write_run_page
 from cityseg.reports.plots import plot_class_iou, plot_confusion, plot_curves
 from cityseg.runs.config import (
     check_run_config,
@@ -77,7 +79,9 @@ def train(config: DictConfig, run_dir: Path, *, resume_from: Path | None = None)
         torch.distributed.destroy_process_group()
     figures = _finish(config, data, task, trainer, run_dir)
     figures["seconds"] = round(time.perf_counter() - started, 1)
+    figures["environment"] = environment(trainer.strategy.root_device)
     write_json(run_dir / "metrics.json", figures)
+    write_run_page(run_dir, data.label_space)
     log_final_score(trainer, config, figures)
     return figures
 

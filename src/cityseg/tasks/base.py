@@ -9,16 +9,18 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 
+from cityseg.calibration import Calibration
 from cityseg.data.loading import Batch
+from cityseg.inference import Inference, Size
 from cityseg.labels import LabelSpace
 from cityseg.metrics import Scores, SegmentationMetrics, scores_from_confusion
 from cityseg.models.network import count_parameters
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
 Stage = Literal["val", "test"]
+WHOLE = Inference()
 
 
 class Task(pl.LightningModule):
@@ -28,6 +30,10 @@ class Task(pl.LightningModule):
         network: photos ``(B, 3, H, W)`` uint8 -> logits ``(B, C, H, W)``.
         loss: logits and train ids ``(B, H, W)`` -> scalar.
         label_space: the classes.
+
+    Attributes:
+        inference: how test and prediction put photos through the network; validation takes them whole.
+        calibration: collects the confidences of a test; None to do without.
     """
 
     logged: tuple[str, ...] = ("train/loss", "val/loss", "val/miou", "val/mpa", "val/pixel_accuracy", "val/dice")
@@ -43,6 +49,8 @@ class Task(pl.LightningModule):
         self.loss = loss
         self.label_space = label_space
         self.scores: Scores | None = None
+        self.inference = WHOLE
+        self.calibration: Calibration | None = None
         self._metrics = nn.ModuleDict(
             {
                 stage: SegmentationMetrics(label_space.num_classes, ignore_index=label_space.ignore_index)
@@ -64,7 +72,7 @@ class Task(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Predicted train ids ``(B, H, W)`` uint8."""
-        return self._whole_logits(batch).argmax(dim=1).to(torch.uint8)
+        return self._whole_logits(batch, self.inference).argmax(dim=1).to(torch.uint8)
 
     def parameters_by_part(self) -> dict[str, int]:
         """Parameter counts for the summary."""
@@ -91,17 +99,14 @@ class Task(pl.LightningModule):
     def _metric(self, stage: Stage) -> SegmentationMetrics:
         return cast(SegmentationMetrics, self._metrics[stage])
 
-    def _whole_logits(self, batch: Batch) -> Tensor:
+    def _whole_logits(self, batch: Batch, inference: Inference = WHOLE) -> Tensor:
         """Logits at the size of the target or, without one, of the photo in its file."""
-        logits: Tensor = self(batch["photo"])
         # A batch holds one size.
-        size = batch["target"].shape[-2:] if "target" in batch else torch.Size(batch["size"][0].tolist())
-        if logits.shape[-2:] == size:
-            return logits
-        return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+        size = batch["target"].shape[-2:] if "target" in batch else batch["size"][0].tolist()
+        return inference(self.network, batch["photo"], cast(Size, tuple(size)))
 
     def _evaluate(self, batch: Batch, stage: Stage) -> Tensor:
-        logits = self._whole_logits(batch)
+        logits = self._whole_logits(batch, self.inference if stage == "test" else WHOLE)
         target = batch.get("target")
         if target is not None:
             loss = self.loss(logits, target)
@@ -109,6 +114,8 @@ class Task(pl.LightningModule):
         prediction = logits.argmax(dim=1)
         if target is not None:
             self._metric(stage).update(prediction, target)
+            if stage == "test" and self.calibration is not None:
+                self.calibration.update(logits, prediction, target)
         return prediction.to(torch.uint8)
 
     def _finish(self, stage: Stage) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from cityseg.reports.plots import History
+
 _STEPS = (1, 2, 5, 10)
 _MOST_MARKS = 50  # points of a line that get a mark of their own
 
@@ -38,7 +40,7 @@ def axis(values: Iterable[float], *, ticks: int = 5, margin: float = 0.0, whole:
     """
     present = list(values) or [0.0, 1.0]
     low, high = min(present), max(present)
-    room = margin * (high - low) or (0.0 if high > low else 0.5)
+    room = margin * (high - low) or (0.0 if high > low else abs(high) / 2 or 0.5)
     low, high = low - room, high + room
     rough = (high - low) / max(ticks - 1, 1)
     power = 10 ** math.floor(math.log10(rough))
@@ -52,7 +54,7 @@ def axis(values: Iterable[float], *, ticks: int = 5, margin: float = 0.0, whole:
 
 
 class Mark(NamedTuple):
-    """A point of a chart; ``style`` tells folds apart, ``special`` is the epoch whose weights were kept."""
+    """A point of a chart; ``style`` tells folds or runs apart, ``special`` is the epoch whose weights were kept."""
 
     x: float
     y: float
@@ -80,41 +82,58 @@ class LineChart(NamedTuple):
 
 
 def line_chart(
-    title: str, series: Mapping[int, Points], styles: Mapping[int, int], kept: Mapping[int, int | None]
+    title: str,
+    series: Mapping[str, Points],
+    styles: Mapping[str, int],
+    kept: Mapping[str, int | None],
+    *,
+    zero: bool = False,
 ) -> LineChart | None:
-    """Lay out one line a fold over the epochs.
+    """Lay out lines over the epochs.
 
     Args:
         title: of the chart.
-        series: fold -> ``(epoch, value)``.
-        styles: fold -> number of its colour.
-        kept: fold -> epoch whose weights were scored; its point is marked.
+        series: label of a line -> ``(epoch, value)``.
+        styles: label -> number of its colour.
+        kept: label -> epoch whose weights were scored; its point is marked.
+        zero: 0 is on the axis, as for what is noisy and never negative.
 
     Returns:
-        The chart; None if no fold has a value.
+        The chart; None if no line has a value.
     """
-    drawn = {fold: points for fold, points in series.items() if points}
+    drawn = {label: points for label, points in series.items() if points}
     if not drawn:
         return None
     x = axis((epoch for points in drawn.values() for epoch, _ in points), whole=True)
-    y = axis((value for points in drawn.values() for _, value in points), margin=0.04)
+    values = [value for points in drawn.values() for _, value in points]
+    y = axis([*values, *([0.0] if zero else [])], margin=0.04)
     lines = []
-    for fold, points in drawn.items():
+    for label, points in drawn.items():
         every = math.ceil(len(points) / _MOST_MARKS)
         marks = [
             Mark(
                 x.at(epoch),
                 round(100 - y.at(value), 2),
-                f"fold {fold}, epoch {epoch:g}: {value:.4g}" + (", kept" if epoch == kept.get(fold) else ""),
-                styles[fold],
-                epoch == kept.get(fold),
+                f"{label}, epoch {epoch:g}: {value:.4g}" + (", kept" if epoch == kept.get(label) else ""),
+                styles[label],
+                epoch == kept.get(label),
             )
             for index, (epoch, value) in enumerate(points)
-            if index % every == 0 or epoch == kept.get(fold)
+            if index % every == 0 or epoch == kept.get(label)
         ]
         path = " ".join(f"{x.at(epoch):g},{100 - y.at(value):g}" for epoch, value in points)
-        lines.append(Line(f"fold {fold}", styles[fold], path, marks))
+        lines.append(Line(label, styles[label], path, marks))
     return LineChart(title, x, y, lines)
+
+
+def column(history: History, key: str, factor: float = 1) -> list[tuple[float, float]]:
+    """``(epoch, value)`` of a column of the history, without the rows that lack it."""
+    rows = ((row.get("epoch"), row.get(key)) for row in history)
+    return [
+        (epoch, factor * value)
+        for epoch, value in rows
+        if epoch is not None and value is not None and math.isfinite(value)
+    ]
 
 
 class Row(NamedTuple):

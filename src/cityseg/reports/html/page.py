@@ -9,8 +9,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cityseg.reports.html import text
 from cityseg.reports.summary import ABSENT, percent
 
-SCORE_NAMES = {"miou": "mIoU", "mpa": "mPA", "pixel_accuracy": "pixel accuracy", "fwiou": "fwIoU", "dice": "Dice"}
-
 
 def render(template: str, **content: Any) -> str:
     """Fill a template of ``reports/templates``; every value is escaped, and a name that is missing is an error."""
@@ -21,7 +19,7 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"score_names": SCORE_NAMES, "absent": ABSENT}
+    environment.globals |= {"score_names": text.SCORE_NAMES, "absent": ABSENT}
     environment.filters |= {
         function.__name__: function
         for function in (
@@ -31,6 +29,7 @@ def render(template: str, **content: Any) -> str:
             text.interval,
             text.mean_and_std,
             text.minutes,
+            text.parameters,
             text.p_value,
             text.points,
             text.points_interval,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,15 @@ from cityseg.reports.html.charts import (
     Confusion,
     DotPlot,
     LineChart,
-    Points,
     Row,
+    column,
     confusion,
     dot_plot,
     line_chart,
 )
-from cityseg.reports.html.images import Picture, embed
-from cityseg.reports.html.page import SCORE_NAMES, render
-from cityseg.reports.html.text import mean_and_std, points
+from cityseg.reports.html.images import Panel, read_panels
+from cityseg.reports.html.page import render
+from cityseg.reports.html.text import SCORE_NAMES, mean_and_std, parameters, points
 from cityseg.reports.plots import History
 
 _CURVES = (
@@ -58,7 +57,7 @@ class _Section:
     curves: Sequence[LineChart]
     without_curve: Sequence[str]
     confusion: Confusion | None
-    panels: Mapping[str, Sequence[Picture]]
+    panels: Mapping[str, Sequence[Panel]]
 
 
 def sweep_page(summary: Mapping[str, Any], files: Mapping[str, GroupFiles], folder: Path) -> str:
@@ -91,11 +90,12 @@ def sweep_page(summary: Mapping[str, Any], files: Mapping[str, GroupFiles], fold
 
 def _section(group: Mapping[str, Any], files: GroupFiles, styles: Mapping[int, int], folder: Path) -> _Section:
     folds = {row["fold"]: row for row in group["folds"]}
-    kept = {fold: row["best_epoch"] for fold, row in folds.items()}
+    kept = {f"fold {fold}": row["best_epoch"] for fold, row in folds.items()}
+    lines = {f"fold {fold}": style for fold, style in styles.items()}
     curves = {}
     for key, title, factor in _CURVES:
-        series = {fold: _points(history, key, factor) for fold, history in files.histories.items()}
-        curves[title] = line_chart(title, series, styles, kept)
+        series = {f"fold {fold}": column(history, key, factor) for fold, history in files.histories.items()}
+        curves[title] = line_chart(title, series, lines, kept)
     ends = {"best": group["best"], "worst": group["worst"] if len(folds) > 1 else None}
     pooled = group["pooled"]
     return _Section(
@@ -109,7 +109,11 @@ def _section(group: Mapping[str, Any], files: GroupFiles, styles: Mapping[int, i
         curves=[chart for chart in curves.values() if chart is not None],
         without_curve=[title for title, chart in curves.items() if chart is None],
         confusion=confusion(pooled["confusion_matrix"], list(pooled["per_class"])) if pooled else None,
-        panels={which: _pictures(folder, folds[fold]["panels"]) for which, fold in ends.items() if fold is not None},
+        panels={
+            which: read_panels([folder / path for path in folds[fold]["panels"]], _PANELS)
+            for which, fold in ends.items()
+            if fold is not None
+        },
     )
 
 
@@ -118,32 +122,9 @@ def _facts(group: Mapping[str, Any]) -> dict[str, str]:
         "data": group["dataset"],
         "scored on": group["split"],
         "label space": group["label_space"],
-        "parameters": _parameters(group["parameters"]),
+        "parameters": parameters(group["parameters"]) if group["parameters"] else None,
     }
     return {what: value for what, value in facts.items() if value is not None}
-
-
-def _parameters(counts: Mapping[str, int]) -> str | None:
-    if not counts:
-        return None
-    total, trainable = counts["total"], counts["trainable"]
-    return f"{total:,}, {'all' if trainable == total else f'{trainable:,}'} trainable"
-
-
-def _points(history: History, key: str, factor: float) -> Points:
-    """``(epoch, value)`` of a column, without the rows that lack it."""
-    rows = ((row.get("epoch"), row.get(key)) for row in history)
-    return [
-        (epoch, factor * value)
-        for epoch, value in rows
-        if epoch is not None and value is not None and math.isfinite(value)
-    ]
-
-
-def _pictures(folder: Path, paths: Sequence[str]) -> list[Picture]:
-    count = min(_PANELS, len(paths))
-    chosen = [paths[index * len(paths) // count] for index in range(count)]
-    return [picture for path in chosen if (picture := embed(folder / path)) is not None]
 
 
 def _score_row(

@@ -9,6 +9,8 @@ from markupsafe import Markup
 
 from cityseg.reports.summary import ABSENT, percent
 
+SCORE_NAMES = {"miou": "mIoU", "mpa": "mPA", "pixel_accuracy": "pixel accuracy", "fwiou": "fwIoU", "dice": "Dice"}
+
 
 def breakable(name: str) -> Markup:
     """A name that may be broken after its commas, as a group's overrides are."""
@@ -48,6 +50,18 @@ def p_value(p: float | None) -> str:
     if p is None:
         return ABSENT
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def parameters(counts: Mapping[str, int]) -> str:
+    """How many there are, how many are trained, and how many the parts have.
+
+    >>> parameters({"total": 1234567, "trainable": 1000, "encoder": 20000})
+    '1,234,567, 1,000 trainable, 20,000 in the encoder'
+    """
+    parts = dict(counts)
+    total, trainable = parts.pop("total"), parts.pop("trainable")
+    told = [f"{total:,}", f"{'all' if trainable == total else f'{trainable:,}'} trainable"]
+    return ", ".join([*told, *(f"{count:,} in the {part}" for part, count in parts.items())])
 
 
 def minutes(seconds: float | None) -> str:

@@ -1,0 +1,187 @@
+"""Pictures and videos as people have them: any size and common mode, in the orientation that a viewer shows."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cityseg.data.images import PHOTO_MODES
+from cityseg.data.samples import describe_folder
+from cityseg.errors import ConfigError, FileProblem, Problems
+from cityseg.labels import ByteArray
+
+log = logging.getLogger(__name__)
+
+PICTURES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+VIDEOS = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"])
+MAX_PIXELS = 89_478_485
+"""A larger picture is refused before it is decoded, as a decompression bomb: Pillow warns from here on."""
+
+_REPLACE = "copy or download the file again"
+
+
+class Source(NamedTuple):
+    """A picture or video, and what its results are called: a relative path without an ending."""
+
+    path: Path
+    name: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is read as a video: by its ending."""
+        return self.path.suffix.lower() in VIDEOS
+
+
+class Frame(NamedTuple):
+    """A picture ``(H, W, 3)`` uint8 RGB, and frames a second if it is of a video."""
+
+    photo: ByteArray
+    rate: float | None = None
+
+
+def find_sources(wanted: str, leave_out: Sequence[Path] = ()) -> tuple[Path, list[Source]]:
+    """List what is to be predicted.
+
+    Results are called after the path below the folder, without its ending unless two files differ in nothing else.
+    In folders and for patterns, hidden files and files with other endings are passed over.
+
+    Args:
+        wanted: a file, a folder, or a pattern, in which ``**`` stands for any folders.
+        leave_out: folders of results.
+
+    Returns:
+        The folder that names are relative to, and the sources, sorted.
+
+    Raises:
+        ConfigError: if there is nothing, or results would overwrite each other.
+    """
+    path = Path(wanted).expanduser()
+    if path.is_dir():
+        base, found = path, [Path(top, name) for top, _, names in os.walk(path) for name in names]
+    elif path.exists():
+        base, found = path.parent, [path]
+    else:
+        base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        found = [Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()]
+    known = [file for file in found if file == path or _is_wanted(file.relative_to(base))]
+    if any(".." in file.relative_to(base).parts for file in known):
+        raise ConfigError(f"input={wanted}: found '..' behind a wildcard, expected it before the first one")
+    results = [folder.resolve() for folder in leave_out]
+    files = sorted(file for file in known if not any(file.resolve().is_relative_to(folder) for folder in results))
+    if not files:
+        own = f", {len(known)} of them results of predictions" if known else ""
+        there = "" if path.is_dir() else f"; {describe_folder(base)}"
+        raise ConfigError(
+            f"input={wanted}: found no pictures and no videos in {len(found)} files{own}{there}. Expected endings are "
+            f"{', '.join(sorted(PICTURES | VIDEOS))}"
+        )
+    return base, _named(wanted, base, files)
+
+
+def _is_wanted(path: Path) -> bool:
+    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
+    return path.suffix.lower() in PICTURES | VIDEOS and not hidden
+
+
+def _named(wanted: str, base: Path, files: Sequence[Path]) -> list[Source]:
+    """Give each file a name of its own, also where case does not count.
+
+    Raises:
+        ConfigError: naming the files that would still have the same results.
+    """
+    paths = [file.relative_to(base) for file in files]
+    short = Counter(str(path.with_suffix("")).casefold() for path in paths)
+    names = [path if short[str(path.with_suffix("")).casefold()] > 1 else path.with_suffix("") for path in paths]
+    sources = [Source(file, name) for file, name in zip(files, names, strict=True)]
+    taken = Counter(str(name).casefold() for name in names)
+    folders = {str(folder).casefold() for name in names for folder in name.parents}
+    problems = Problems(f"input={wanted}")
+    for source in sources:
+        name = str(source.name).casefold()
+        if taken[name] > 1 or (source.is_video and f"{name}.frames" in folders):
+            problems.add("names whose results would collide", str(source.path), fix="rename one of them")
+    problems.raise_if_any(ConfigError)
+    return sources
+
+
+def read_frames(source: Source) -> Iterator[Frame]:
+    """The frames of a video, or the one picture, see :func:`read_picture`.
+
+    Raises:
+        FileProblem: naming the file, if it is damaged or of no use.
+    """
+    if source.is_video:
+        yield from _read_video(source.path)
+    else:
+        yield Frame(read_picture(source.path))
+
+
+def read_picture(path: Path) -> ByteArray:
+    """Decode a picture as a viewer shows it, turned as its EXIF says.
+
+    Grey, palette and CMYK pictures become RGB (ICC profiles are not applied), 16 bits become the upper 8, an alpha
+    channel is dropped as in training. Of several frames or pages the first is read.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        FileProblem: if the file is no whole picture, too large, or of a mode without a fixed range (32 bits).
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(path, f"{image.width}x{image.height} pixels")
+            kind, upright = image.format, ImageOps.exif_transpose(image)
+    except FileProblem:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise FileProblem(path, "not a picture", f"{path.stat().st_size} bytes", _REPLACE) from error
+    except Exception as error:  # decoders raise whatever comes first in damaged data
+        raise FileProblem(
+            path, "damaged picture, or cut short", str(error) or type(error).__name__, _REPLACE
+        ) from error
+    # Pillow before 11 calls the 16 bits of a grey PNG 32.
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and kind == "PNG"):
+        return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if upright.mode not in PHOTO_MODES | {"CMYK", "PA", "YCbCr"}:
+        fix = "convert the picture to 8-bit RGB"
+        raise FileProblem(path, "picture of a mode whose range is unknown", f"found mode {upright.mode!r}", fix)
+    upright.info.pop("transparency", None)
+    return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def _read_video(path: Path) -> Iterator[Frame]:
+    video = cv2.VideoCapture(str(path))  # turns frames as the file says
+    try:
+        width, height = (int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > MAX_PIXELS:
+            raise _too_large(path, f"{width}x{height} pixels")
+        announced, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS) or 25.0
+        count = 0
+        while video.isOpened() and (read := video.read())[0]:
+            count += 1
+            yield Frame(np.asarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB), np.uint8), rate)
+        if not count:
+            raise FileProblem(path, "no video that OpenCV can read", f"{path.stat().st_size} bytes", _REPLACE)
+        if count < announced:
+            log.warning("%s: %d of %d frames could be read", path, count, announced)
+    finally:
+        video.release()
+
+
+def _too_large(path: Path, found: str) -> FileProblem:
+    fix = "scale the picture down, or cut it"
+    return FileProblem(path, "too large, refused before decoding", f"{found}, expected at most {MAX_PIXELS}", fix)

@@ -1,0 +1,321 @@
+"""Writes a network as one file that needs neither cityseg nor its config, and checks it against PyTorch.
+
+Three formats hold the whole way from a photo to its classes, at any size:
+
+===========  =============================  =========================================================
+input        ``photos``                     ``(N, 3, H, W)`` uint8 RGB, 0 to 255
+output 0     ``train_ids``                  ``(N, H, W)`` uint8, the likeliest class of each pixel
+output 1     ``probabilities``              ``(N, C, H, W)`` float32, in the order of the class names
+===========  =============================  =========================================================
+
+``onnx`` is for onnxruntime (``examples/onnx_predict.py`` is a whole program), ``exported`` for ``torch.export.load``,
+``torchscript`` for ``torch.jit.load``, which torch keeps but no longer develops. Each carries texts by name: JSON
+``label_space`` (class names, colours, label ids), ``model``, ``training``, ``photos``, and the version of ``cityseg``.
+
+``safetensors`` holds the weights alone, and the same texts. To go on with the network in Python::
+
+    texts = safetensors.safe_open(FILE, "pt").metadata()
+    classes = json.loads(texts["label_space"])["class_names"]
+    network = hydra.utils.instantiate(json.loads(texts["model"]), num_classes=len(classes))
+    network.load_state_dict(safetensors.torch.load_file(FILE))
+    logits = network.eval()(photos)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cityseg.errors import CitysegError, did_you_mean
+from cityseg.models.network import SegmentationNetwork
+
+Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Photos ``(N, 3, H, W)`` uint8 -> train ids ``(N, H, W)`` uint8 and probabilities ``(N, C, H, W)`` float32."""
+
+SIZES = ((2, 131, 97), (1, 96, 160), (3, 23, 70))
+"""(N, H, W) of the random photos that a file is checked with: odd, a multiple of most strides, and tiny."""
+
+_OUTPUTS = ["train_ids", "probabilities"]
+
+
+class ExportError(CitysegError):
+    """A network that a format cannot hold, or a file that does not do what the network does."""
+
+
+class Predictor(nn.Module):
+    """From photos to classes, in operations that exporters follow at every size.
+
+    The same rules as :class:`SegmentationNetwork`, which in Python also checks what it is given.
+    """
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        """Copy the network, in eval mode."""
+        super().__init__()
+        network = copy.deepcopy(network).eval()
+        _replace_pooling(network.body)
+        self.body = network.body
+        self.divisor = 1 if network.fixed_size else network.divisor
+        self.least = -(-network.min_size // self.divisor) * self.divisor
+        self.register_buffer("scale", network.scale)
+        self.register_buffer("shift", network.shift)
+        height, width = network.fixed_size or (2 * self.least, 2 * self.least)
+        with torch.no_grad():
+            self._enlarges = self.body(torch.zeros(1, 3, height, width)).shape[-1] != width
+
+    def forward(self, photos: Tensor) -> tuple[Tensor, Tensor]:
+        """See :data:`Predict`."""
+        height, width = photos.shape[2:]
+        padded = self._padded(height), self._padded(width)
+        x = photos.to(torch.float32) * cast(Tensor, self.scale) + cast(Tensor, self.shift)
+        logits = self.body(F.pad(x, (0, padded[1] - width, 0, padded[0] - height)))
+        if self._enlarges:
+            logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
+        probabilities = logits[..., :height, :width].softmax(dim=1)
+        return probabilities.argmax(dim=1).to(torch.uint8), probabilities
+
+    def _padded(self, size: Any) -> Any:
+        """The size that the body sees: an int, torch.export's symbol, or a tensor while TorchScript traces."""
+        size = (size + self.divisor - 1) // self.divisor * self.divisor
+        if self.least <= self.divisor:
+            return size
+        return size.clamp(min=self.least) if cast(Any, torch.jit).is_tracing() else torch.sym_max(size, self.least)
+
+
+class MatrixPooling(nn.Module):
+    """Adaptive average pooling as two products of matrices: exporters know its own operation at fixed sizes only."""
+
+    def __init__(self, size: int | tuple[int, int]) -> None:
+        """Pool to this (height, width)."""
+        super().__init__()
+        self.size = (size, size) if isinstance(size, int) else size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, h, w)`` -> ``(B, C, *size)``."""
+        if self.size == (1, 1):
+            return x.mean(dim=(2, 3), keepdim=True)
+        return _bins(self.size[0], x.shape[2], x) @ x @ _bins(self.size[1], x.shape[3], x).T
+
+
+def _bins(count: int, length: int, like: Tensor) -> Tensor:
+    """Share of each cell in each bin, ``(count, length)``: bin i of n is floor(i l / n) to ceil((i + 1) l / n)."""
+    cells = torch.arange(length, device=like.device)
+    start = torch.arange(count, device=like.device)[:, None] * length
+    inside = (cells >= start // count) & (cells < (start + length + count - 1) // count)
+    return inside.to(like.dtype) / inside.sum(dim=1, keepdim=True)
+
+
+def _replace_pooling(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.AdaptiveAvgPool2d):
+            setattr(module, name, MatrixPooling(cast(Any, child.output_size)))
+        else:
+            _replace_pooling(child)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffix: of its name.
+        write: network, path and texts -> the file.
+        read: path and network -> what the file does; the network is for formats that hold no operations.
+        packages: what is needed beside cityseg's own dependencies.
+    """
+
+    suffix: str
+    write: Callable[[SegmentationNetwork, Path, Mapping[str, str]], None]
+    read: Callable[[Path, SegmentationNetwork], Predict]
+    packages: tuple[str, ...] = ()
+
+
+def find_format(name: str) -> Format:
+    """A format by name, with what it needs at hand.
+
+    Raises:
+        ExportError: if there is no such format, naming the nearest, or a package is missing, naming the extra.
+    """
+    if name not in FORMATS:
+        raise ExportError(f"format: found {name!r}, expected one of {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}")
+    for package in FORMATS[name].packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ExportError(f'format={name} needs {package}. Fix: pip install "cityseg[export]"') from error
+    return FORMATS[name]
+
+
+def write(name: str, network: SegmentationNetwork, output: Path, texts: Mapping[str, str], tolerance: float) -> float:
+    """Write a network, and keep the file only if it does what the network does.
+
+    Args:
+        name: of the format.
+        network: with its weights, on the CPU.
+        output: the file; an older one stays until the new one has been checked.
+        texts: what the file says of itself, beside ``photos``.
+        tolerance: the largest difference of a probability that is let pass.
+
+    Returns:
+        The largest difference of a probability on random photos of three sizes.
+
+    Raises:
+        ExportError: if the network cannot be written in this format, or the file differs.
+    """
+    kind = find_format(name)
+    size = "any H and W" if network.fixed_size is None else "H={}, W={} only".format(*network.fixed_size)
+    texts = {**texts, "photos": f"(N, 3, H, W) uint8 RGB, 0 to 255, {size}"}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fresh = output.with_name(f".{output.stem}.new{kind.suffix}")
+    try:
+        try:
+            with _quiet(), torch.no_grad():
+                kind.write(network.eval(), fresh, texts)
+                found = difference(network, kind.read(fresh, network))
+        except Exception as error:  # what exporters and runtimes raise has no common base
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(
+                f"format={name} cannot hold this network ({type(error).__name__}: {reason}). Fix: another of "
+                f"{', '.join(FORMATS)}"
+            ) from error
+        if not found <= tolerance:  # also where it is NaN
+            raise ExportError(
+                f"{output} was not written: with format={name} a probability differs by {found:.2g} from the "
+                f"network's, expected at most tolerance={tolerance:.2g}"
+            )
+        os.replace(fresh, output)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return found
+
+
+def difference(network: SegmentationNetwork, predict: Predict) -> float:
+    """The largest difference of a probability between the network and a file, NaN if there is one, 1 if ids differ."""
+    generator = torch.Generator().manual_seed(0)
+    worst = torch.zeros(())
+    for batch, height, width in SIZES:
+        height, width = network.fixed_size or (height, width)
+        photos = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+        expected = network(photos).softmax(dim=1)
+        train_ids, probabilities = predict(photos)
+        if probabilities.shape != expected.shape or not torch.equal(train_ids, probabilities.argmax(dim=1)):
+            return 1.0
+        worst = torch.maximum(worst, (probabilities - expected).abs().max())  # hands NaN on
+    return worst.item()
+
+
+def _exported(network: SegmentationNetwork) -> torch.export.ExportedProgram:
+    from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
+
+    # Dimensions without an example's value: otherwise guards forbid one photo, or photos below the stride.
+    names = ("batch",) if network.fixed_size else ("batch", "height", "width")
+    batch, *size = (ShapeVar(name, min=1) for name in names)
+    spec = ShapesSpec(params=ParamsSpec({"photos": TensorSpec([batch, 3, *(size or network.fixed_size or ())])}))
+    program = torch.export.export(Predictor(network), (_example(network),), dynamic_shapes=spec)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+def _example(network: SegmentationNetwork) -> Tensor:
+    batch, height, width = SIZES[0]
+    return torch.zeros(batch, 3, *(network.fixed_size or (height, width)), dtype=torch.uint8)
+
+
+def _write_exported(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> None:
+    torch.export.save(_exported(network), path, extra_files=dict(texts))
+
+
+def _read_exported(path: Path, network: SegmentationNetwork) -> Predict:
+    return cast(Predict, torch.export.load(path).module())
+
+
+def _write_onnx(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> None:
+    import onnx_ir
+
+    program = torch.onnx.export(
+        _exported(network), (), input_names=["photos"], output_names=_OUTPUTS, verbose=False, external_data=False
+    )
+    assert program is not None
+    graph = program.model.graph
+    for node in graph:
+        node.metadata_props.clear()  # where in Python each operation came from
+    for value in (*graph.inputs, *graph.outputs):  # torch names dimensions u0, u1, u2, and expressions of these
+        names = ("batch", "height", "width") if value.name == "train_ids" else ("batch", "", "height", "width")
+        found = value.shape or ()
+        value.shape = onnx_ir.Shape([n if not isinstance(d, int) else d for d, n in zip(found, names, strict=True)])
+    program.model.metadata_props.update(texts)
+    program.save(path)
+
+
+def _read_onnx(path: Path, network: SegmentationNetwork) -> Predict:
+    onnxruntime = importlib.import_module("onnxruntime")  # has no type information
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def predict(photos: Tensor) -> tuple[Tensor, Tensor]:
+        train_ids, probabilities = session.run(_OUTPUTS, {"photos": photos.numpy()})
+        return torch.from_numpy(train_ids), torch.from_numpy(probabilities)
+
+    return predict
+
+
+def _write_torchscript(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> None:
+    traced = cast(Any, torch.jit.trace)(Predictor(network), (_example(network),), check_trace=False)
+    torch.jit.save(traced, path, _extra_files=dict(texts))
+
+
+def _read_torchscript(path: Path, network: SegmentationNetwork) -> Predict:
+    return cast(Predict, cast(Any, torch.jit).load(path))
+
+
+def _write_safetensors(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({key: weight.contiguous() for key, weight in network.state_dict().items()}, path, dict(texts))
+
+
+def _read_safetensors(path: Path, network: SegmentationNetwork) -> Predict:
+    from safetensors.torch import load_file
+
+    read = copy.deepcopy(network)
+    for weight in read.state_dict().values():
+        weight.zero_()
+    read.load_state_dict(load_file(path))
+    return Predictor(read)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what the exporters print and warn of: an error tells what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(before)
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "exported": Format(".pt2", _write_exported, _read_exported),
+    "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
+    "safetensors": Format(".safetensors", _write_safetensors, _read_safetensors),
+}
+"""Name in the config -> how it is written and read."""

@@ -1,0 +1,214 @@
+"""What a run folder holds, read back for the pages that show it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+
+from cityseg.callbacks.history import read_history
+from cityseg.crossval.statistics import mean_iou
+from cityseg.errors import ConfigError, DataError
+from cityseg.image_counts import FILE_NAME, ImageCounts, read_image_counts
+from cityseg.labels import Color, custom_label_space, label_space
+from cityseg.reports.plots import History
+
+
+class ImageScore(NamedTuple):
+    """Fractions of one image; ``panel`` is the name of its picture in ``predictions/``, if it can have one."""
+
+    image: str
+    miou: float
+    wrong: float
+    panel: str | None
+
+
+class Choice(NamedTuple):
+    """A key, or a group of keys, that was not left as it is; ``experiment`` if that set it, else it was typed."""
+
+    value: str
+    experiment: bool
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run folder with figures.
+
+    Attributes:
+        folder: of the run.
+        figures: content of ``metrics.json``.
+        history: rows of ``history.csv``; empty where there is none.
+        config: dotted key -> value as text, of ``.hydra/config.yaml``.
+        choices: dotted key or group -> what the command line or the experiment set it to.
+        experiment_file: False if an experiment was chosen whose file is not to be found.
+        parts: part -> images, of ``split.csv``.
+        images: pixel counts of each image; None where there are none that fit the figures.
+        colors: class name -> colour, where it is known.
+    """
+
+    folder: Path
+    figures: Mapping[str, Any]
+    history: History
+    config: Mapping[str, str]
+    choices: Mapping[str, Choice]
+    experiment_file: bool
+    parts: Mapping[str, int]
+    images: ImageCounts | None
+    colors: Mapping[str, Color]
+
+    @property
+    def name(self) -> str:
+        """``NAME/TIMESTAMP``."""
+        return "/".join(self.folder.absolute().parts[-2:])
+
+    @cached_property
+    def image_scores(self) -> list[ImageScore]:
+        """Score of each image that has a valid pixel, the worst first."""
+        if self.images is None:
+            return []
+        stems = [PurePath(image).stem.removesuffix("_leftImg8bit") for image in self.images.images]
+        times = Counter(stems)
+        hits, truth, _ = np.moveaxis(self.images.counts.sum(axis=-1), -1, 0)
+        scores = [
+            ImageScore(image, float(miou), 1 - hit / true, stem if times[stem] == 1 else None)
+            for image, miou, hit, true, stem in zip(
+                self.images.images, mean_iou(self.images.counts), hits.tolist(), truth.tolist(), stems, strict=True
+            )
+            if true
+        ]
+        return sorted(scores, key=lambda score: score.miou)
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run folder of training or evaluation; what is missing beside ``metrics.json`` is left out.
+
+    Raises:
+        DataError: if there is no ``metrics.json`` that can be read.
+    """
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise DataError(f"found no {path}, expected the folder of a run that has finished")
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        config = _read_yaml(folder / ".hydra" / "config.yaml") or {}
+        choices, experiment_file = _choices(folder / ".hydra")
+    except (ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{folder} cannot be read: {error}") from error
+    history, split = folder / "history.csv", folder / "split.csv"
+    return RunFiles(
+        folder,
+        figures,
+        read_history(history) if history.is_file() else [],
+        dict(_flat(config)),
+        choices,
+        experiment_file,
+        _count_parts(split) if split.is_file() else {},
+        _image_counts(folder / FILE_NAME, figures),
+        class_colors(figures, config),
+    )
+
+
+def class_colors(figures: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Color]:
+    """Colours of a built-in label space, or of the classes that the config names; none where neither is known."""
+    try:
+        space = label_space(str(figures.get("label_space")))
+    except ConfigError:
+        classes = (config.get("data") or {}).get("classes")
+        if not classes:
+            return {}
+        space = custom_label_space(classes)
+    return dict(zip(space.class_names, space.colors, strict=True))
+
+
+def _choices(folder: Path) -> tuple[dict[str, Choice], bool]:
+    """What was typed, when the run began and when it was resumed, and what the experiment set.
+
+    The configs the run was composed from are read as plain YAML, where they still are: a choice of a group that is
+    the default is left out then. Values are not compared with defaults: those may be others by now.
+    """
+    resumed = sorted(folder.glob("resumed_*/overrides.yaml"))
+    typed = [str(text) for path in (folder / "overrides.yaml", *resumed) for text in _read_yaml(path) or []]
+    pairs = [text.lstrip("+~").partition("=")[::2] for text in typed]
+    chosen = {key.partition("@")[2] or key: Choice(value, False) for key, value in pairs if key != "resume"}
+    hydra = (_read_yaml(folder / "hydra.yaml") or {}).get("hydra") or {}
+    sources = [
+        Path(source["path"])
+        for source in (hydra.get("runtime") or {}).get("config_sources", ())
+        if source["schema"] == "file"
+    ]
+    experiment = f"experiment/{chosen['experiment'].value}.yaml" if "experiment" in chosen else None
+    found = not experiment
+    for source in sources:
+        if experiment and (source / experiment).is_file():
+            content = _read_yaml(source / experiment) or {}
+            groups = {key.removeprefix("override ").lstrip("/"): value for key, value in _defaults(content).items()}
+            values = {**{key: _text(value) for key, value in groups.items()}, **dict(_flat(content))}
+            chosen |= {key: Choice(value, True) for key, value in values.items() if key not in chosen}
+            found = True
+        main = _read_yaml(source / f"{(hydra.get('job') or {}).get('config_name')}.yaml") or {}
+        for group, default in _defaults(main).items():
+            if group in chosen and yaml.safe_load(chosen[group].value) == default:
+                del chosen[group]
+    return chosen, found
+
+
+def _defaults(content: dict[str, Any]) -> dict[str, Any]:
+    """Take the groups and their choices out of the head of a config."""
+    return {
+        key: value
+        for entry in content.pop("defaults", ())
+        if isinstance(entry, dict)  # else it is _self_
+        for key, value in entry.items()
+    }
+
+
+def _read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _count_parts(path: Path) -> Mapping[str, int]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return Counter(row["part"] for row in csv.DictReader(file))
+
+
+def _image_counts(path: Path, figures: Mapping[str, Any]) -> ImageCounts | None:
+    try:
+        found = read_image_counts(path)
+    except DataError:
+        return None
+    matrix = np.array(figures.get("confusion_matrix", ()), np.int64)
+    if matrix.shape != (len(found.class_names),) * 2:
+        return None
+    totals = [matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)]
+    return found if np.array_equal(found.counts.sum(axis=0), totals) else None
+
+
+def chosen_by(key: str, choices: Mapping[str, Choice]) -> Choice | None:
+    """The choice that set a key of the config, the most particular one; None for a default.
+
+    >>> chosen_by("model.encoder", {"model": Choice("unet", False)})
+    Choice(value='unet', experiment=False)
+    """
+    parts: Sequence[str] = key.split(".")
+    names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((choices[name] for name in names if name in choices), None)

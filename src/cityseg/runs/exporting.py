@@ -1,0 +1,77 @@
+"""Exporting the network of a checkpoint from its file alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cityseg import __version__
+from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
+from cityseg.errors import ConfigError
+from cityseg.export import SIZES, find_format, write
+from cityseg.models.network import SegmentationNetwork
+from cityseg.runs.config import check_trusted, network_node
+from cityseg.runs.objects import build_network
+
+log = logging.getLogger(__name__)
+
+_NETWORK = "network."  # a task's name for its network
+
+
+def export(config: DictConfig) -> Path:
+    """Write the network of a checkpoint, of an adversarial one the generator alone.
+
+    Args:
+        config: the composed export config.
+
+    Returns:
+        The file.
+
+    Raises:
+        CitysegError: for what a user can mend.
+    """
+    path, kind = Path(config.ckpt).expanduser(), find_format(config.format)
+    output = path.with_suffix(kind.suffix) if config.output is None else Path(config.output).expanduser()
+    if output.is_dir() or (output.exists() and not config.overwrite):
+        raise ConfigError(f"output={output}: exists. Fix: another name, or overwrite=true for a file")
+    checkpoint = load_checkpoint(path)
+    check_trusted(checkpoint.config, config.trusted)
+    run = OmegaConf.create(checkpoint.config)
+    # The weights are in the checkpoint, and the auxiliary head is for training.
+    unused = {"pretrained": False, "auxiliary_head": False}
+    network_node(run).update({key: value for key, value in unused.items() if key in network_node(run)})
+    network = build_network(run, checkpoint.label_space)
+    if not isinstance(network, SegmentationNetwork):
+        raise ConfigError(f"ckpt={path}: found a {type(network).__name__}, expected a SegmentationNetwork")
+    own = {k.removeprefix(_NETWORK): w for k, w in checkpoint.state_dict.items() if k.startswith(_NETWORK)}
+    load_weights(network, replace(checkpoint, state_dict=own), leave_out="auxiliary.")
+    found = write(config.format, network, output, _texts(checkpoint, run), config.tolerance)
+    sizes = ", ".join(f"{width}x{height}" for _, height, width in SIZES)
+    log.info(
+        "%s: %.1f MB; on random photos (%s) no probability differs by more than %.2g from PyTorch's",
+        *(output, output.stat().st_size / 1e6, "x".join(map(str, network.fixed_size or ())) or sizes, found),
+    )
+    return output
+
+
+def _texts(checkpoint: Checkpoint, run: DictConfig) -> dict[str, str]:
+    """What a file says of itself."""
+    texts = {
+        "label_space": checkpoint.label_space.to_dict(),
+        "model": OmegaConf.to_container(network_node(run), resolve=True),
+        "training": {"cityseg": checkpoint.version, "epochs": checkpoint.epochs, **_scores(checkpoint.path)},
+    }
+    return {"cityseg": __version__, **{name: json.dumps(content) for name, content in texts.items()}}
+
+
+def _scores(path: Path) -> dict[str, float]:
+    """The monitored figure of the epoch that a checkpoint was saved after, as ``{"val/miou": 0.5}``."""
+    callbacks: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+    scores = {state.get("monitor"): state.get("current_score") for state in callbacks.values()}
+    return {name: round(float(score), 5) for name, score in scores.items() if name and score is not None}

@@ -1,0 +1,468 @@
+"""Predicting pictures and videos with a checkpoint: one after the other, each file whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import cv2
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from PIL import Image
+from rich.progress import Progress
+from torch import nn
+
+from cityseg import __version__
+from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
+from cityseg.data.images import read_header, read_label
+from cityseg.data.loading import View
+from cityseg.data.pictures import Frame, Source, find_sources, read_frames
+from cityseg.data.samples import Pair
+from cityseg.errors import ConfigError, DataError, FileProblem, Problems, did_you_mean
+from cityseg.files import write_json
+from cityseg.inference import Inference
+from cityseg.labels import CITYSCAPES_LABELS, ByteArray, LabelSpace
+from cityseg.runs.evaluation import build_inference, evaluation_config
+from cityseg.runs.objects import build_network, build_trainer
+from cityseg.runs.output import quiet_libraries
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+KINDS = ("label_ids", "train_ids", "color", "overlay", "confidence", "soft")
+"""What can be saved, and the folders it goes to.
+
+Label ids, train ids and confidence (the highest probability times 255) are grey PNGs, colours and overlays RGB PNGs.
+``soft`` is an npz with ``probabilities`` ``(C, H, W)`` uint8, times 255, and ``classes``, their names. Of a video,
+colours and overlays are videos, and the rest is a folder ``NAME.frames`` with a file for each frame.
+"""
+FILMED = ("color", "overlay")
+SETTINGS = "prediction.json"
+
+CITYSCAPES_NAME = re.compile(r"([^_]+)_\d{6}_\d{6}_leftImg8bit\.png")
+CITYSCAPES_SIZE = (1024, 2048)
+CITYSCAPES_TEST_IMAGES = 1525
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one photo, at the photo's size.
+
+    Attributes:
+        train_ids: ``(H, W)`` uint8.
+        confidence: ``(H, W)`` uint8, the highest probability times 255; None if it was not wanted.
+        soft: ``(C, H, W)`` uint8, the probability of each class times 255; None if it was not wanted.
+    """
+
+    train_ids: ByteArray
+    confidence: ByteArray | None = None
+    soft: ByteArray | None = None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network on its device, and how photos are put through it.
+
+    Attributes:
+        network: in eval mode.
+        space: its classes.
+        trainer: has the device and the precision, so that predictions equal those of ``evaluate.py``.
+        inference: for photos up to `large` pixels, as the network sees them.
+        by_windows: for larger ones.
+        large: None for no limit.
+        scale: of photos, before the network sees them.
+        kinds: what is wanted, of :data:`KINDS`.
+    """
+
+    network: nn.Module
+    space: LabelSpace
+    trainer: pl.Trainer
+    inference: Inference
+    by_windows: Inference
+    large: int | None
+    scale: float
+    kinds: tuple[str, ...]
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, config: DictConfig, kinds: tuple[str, ...]) -> Self:
+        """Build the segmentation network of a checkpoint: of an adversarial one, the generator alone.
+
+        Raises:
+            CitysegError: if the checkpoint would build foreign code, or a key has a value without meaning.
+        """
+        asked = {"data": config.data, "trainer": config.trainer, "trusted": config.trusted, "fold": None}
+        run = evaluation_config(checkpoint, OmegaConf.create(asked), Path(config.output))
+        trainer = build_trainer(run)
+        network = build_network(run, checkpoint.label_space)
+        weights = {key: value for key, value in checkpoint.state_dict.items() if key.startswith("network.")}
+        load_weights(nn.ModuleDict({"network": network}), replace(checkpoint, state_dict=weights))
+        sliding = build_inference(cast(DictConfig, OmegaConf.merge(config, {"inference": "sliding"})))
+        return cls(
+            trainer.precision_plugin.convert_module(network).to(trainer.strategy.root_device).eval(),
+            checkpoint.label_space,
+            trainer,
+            build_inference(config),
+            replace(sliding, buffer=torch.device("cpu")),
+            config.large,
+            run.data.get("scale", 1.0),
+            kinds,
+        )
+
+    def __call__(self, photo: ByteArray) -> Prediction:
+        """Predict a photo ``(H, W, 3)`` uint8 RGB.
+
+        Raises:
+            ValueError: if the network does not take photos of this size.
+        """
+        scaled = View(self.scale)(Pair(photo, None)).photo
+        inference = _choose(self.inference, self.by_windows, self.large, scaled.shape[0], scaled.shape[1])
+        with self.trainer.precision_plugin.forward_context(), torch.inference_mode():
+            tensor = torch.from_numpy(scaled.transpose(2, 0, 1).copy())[None].to(self.trainer.strategy.root_device)
+            logits = inference(self.network, tensor, (photo.shape[0], photo.shape[1]))[0]
+            train_ids = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+            if not {"confidence", "soft"} & set(self.kinds):
+                return Prediction(train_ids)
+            soft = np.empty(logits.shape if "soft" in self.kinds else (0, 0, 0), np.uint8)
+            confidence = np.empty_like(train_ids)
+            for row in range(0, len(train_ids), 256):  # in strips: all probabilities at once would double the memory
+                strip = logits[:, row : row + 256].float().softmax(dim=0)
+                confidence[row : row + 256] = (strip.amax(dim=0) * 255).round().to(torch.uint8).cpu().numpy()
+                if soft.size:
+                    soft[:, row : row + 256] = (strip * 255).round().to(torch.uint8).cpu().numpy()
+        return Prediction(train_ids, confidence, soft)
+
+
+@cache  # so that each size is logged once
+def _choose(usual: Inference, by_windows: Inference, large: int | None, height: int, width: int) -> Inference:
+    if large is None or max(h * w for h, w in usual.network_sizes(height, width)) <= large:
+        return usual
+    log.info("photos of %dx%d are larger than large=%d pixels: %s", width, height, large, by_windows)
+    return by_windows
+
+
+class Results:
+    """The files of one picture or video, which get their names when all of them are whole.
+
+    Args:
+        targets: kind -> file or, of a video, folder of frames.
+        space: the classes.
+        alpha: of the colours in overlays, from 0 to 1.
+    """
+
+    def __init__(self, targets: dict[str, Path], space: LabelSpace, alpha: float) -> None:
+        """See the class."""
+        self._targets, self._space, self._alpha = targets, space, alpha
+        self._fresh = {kind: path.with_name(f".{os.getpid()}.new{path.suffix}") for kind, path in targets.items()}
+        self._videos: dict[str, cv2.VideoWriter] = {}
+        self._count = 0
+
+    def add(self, frame: Frame, prediction: Prediction) -> None:
+        """Write what is wanted of a picture, or of the next frame.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        for kind, path in self._fresh.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = self._picture(kind, frame.photo, prediction)
+            if frame.rate is None:
+                self._write(path, picture)
+            elif kind in FILMED:
+                self._film(kind, path, picture, frame.rate)
+            else:
+                path.mkdir(exist_ok=True)
+                self._write(path / f"{self._count:06d}{_ending(kind)}", picture)
+        self._count += 1
+
+    def keep(self) -> None:
+        """Give the files their names."""
+        self._close()
+        for kind, path in self._fresh.items():
+            _remove(self._targets[kind], folders_only=True)
+            os.replace(path, self._targets[kind])
+
+    def discard(self) -> None:
+        """Remove what is not whole."""
+        self._close()
+        for path in self._fresh.values():
+            _remove(path)
+
+    def _close(self) -> None:
+        for video in self._videos.values():
+            video.release()
+        self._videos.clear()
+
+    def _picture(self, kind: str, photo: ByteArray, prediction: Prediction) -> ByteArray:
+        if kind == "label_ids":
+            return self._space.to_label_ids(prediction.train_ids)
+        if kind == "overlay":
+            colors = self._space.colorize(prediction.train_ids)
+            return np.asarray(cv2.addWeighted(photo, 1 - self._alpha, colors, self._alpha, 0), np.uint8)
+        if kind == "color":
+            return self._space.colorize(prediction.train_ids)
+        return cast(ByteArray, getattr(prediction, kind))
+
+    def _write(self, path: Path, picture: ByteArray) -> None:
+        if path.suffix == ".npz":
+            np.savez_compressed(path, probabilities=picture, classes=np.array(self._space.class_names))
+        else:
+            Image.fromarray(picture).save(path, compress_level=3)
+
+    def _film(self, kind: str, path: Path, picture: ByteArray, rate: float) -> None:
+        height, width = picture.shape[:2]
+        if kind not in self._videos:
+            size = width + width % 2, height + height % 2
+            self._videos[kind] = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+            if not self._videos[kind].isOpened():
+                raise OSError(f"{path}: OpenCV cannot write an mp4 of {width}x{height} here")
+        # The codec takes even sizes only, and the writer would cut off what is odd.
+        even = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        self._videos[kind].write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+
+
+def predict(config: DictConfig) -> None:
+    """Predict everything that is asked for and not there yet.
+
+    Args:
+        config: the composed prediction config.
+
+    Raises:
+        CitysegError: for what a user can mend; when all else is done, naming the files that could not be predicted.
+    """
+    quiet_libraries()
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused
+    output = Path(config.output)
+    kinds = _checked_kinds(config)
+    checkpoint = load_checkpoint(Path(config.ckpt).expanduser())
+    base, sources = find_sources(str(config.input), [output / kind for kind in KINDS])
+    if config.format == "cityscapes":
+        _check_cityscapes(base, sources, checkpoint.label_space)
+    predictor = Predictor.from_checkpoint(checkpoint, config, kinds)
+    settings = _keep_settings(config, checkpoint, str(predictor.trainer.precision), base)
+    server = config.format == "cityscapes"
+    targets = {source: _targets(source, output, kinds, server=server) for source in sources}
+    since = settings.stat().st_mtime_ns
+    missing = {
+        source: {kind: path for kind, path in paths.items() if not path.exists() or path.stat().st_mtime_ns < since}
+        for source, paths in targets.items()
+    }
+    todo = {source: paths for source, paths in missing.items() if paths}
+    problems = Problems(f"input={config.input}: predicted all files but these")
+    done = _predict_all(todo, predictor, config.alpha, base, problems)
+    there = len(sources) - len(todo)
+    log.info("%d predicted, %d already there, %d not predicted: %s", done, there, len(todo) - done, output)
+    problems.raise_if_any(DataError)
+    if server:
+        _write_archive(output, base.resolve().name, [paths["label_ids"] for paths in targets.values()])
+
+
+def _checked_kinds(config: DictConfig) -> tuple[str, ...]:
+    """What is to be saved.
+
+    Raises:
+        ConfigError: with everything that is wrong with the keys.
+    """
+    wanted = [str(kind) for kind in (config.save if isinstance(config.save, ListConfig) else [config.save])]
+    problems = Problems("the config")
+    for kind in wanted:
+        if kind not in KINDS:
+            problems.add(f"save: found {kind!r}, expected some of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
+    if not wanted:
+        problems.add(f"save: found an empty list, expected some of {', '.join(KINDS)}")
+    if isinstance(config.alpha, bool) or not isinstance(config.alpha, int | float) or not 0 <= config.alpha <= 1:
+        problems.add(f"alpha: found {config.alpha!r}, expected a number from 0 to 1")
+    if config.large is not None and (not isinstance(config.large, int) or config.large < 1):
+        problems.add(f"large: found {config.large!r}, expected a number of pixels, or null")
+    if config.format not in (None, "cityscapes"):
+        problems.add(f"format: found {config.format!r}, expected cityscapes, or null for files alone")
+    problems.raise_if_any(ConfigError)
+    server = ("label_ids",) if config.format == "cityscapes" else ()
+    return tuple(dict.fromkeys((*server, *wanted)))
+
+
+def _keep_settings(config: DictConfig, checkpoint: Checkpoint, precision: str, base: Path) -> Path:
+    """Note beside the results what they are of; results older than the note do not count.
+
+    Raises:
+        ConfigError: if there are results of something else.
+    """
+    path = Path(config.output) / SETTINGS
+    keys = ["alpha", "inference", "large", "window", "stride", "blending", "tta", "scales", "data"]
+    content = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.masked_copy(config, keys)))
+    with checkpoint.path.open("rb") as handle:
+        content["checkpoint_sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
+    content |= {"precision": precision, "input": str(base.absolute())}
+    if config.overwrite or not path.is_file():
+        write_json(path, {**content, "checkpoint": str(checkpoint.path.absolute()), "cityseg": __version__})
+        return path
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if differing := [key for key in content if before.get(key) != content[key]]:
+        raise ConfigError(
+            f"output={config.output} holds predictions of another {', '.join(differing)} ({path.name}). Fix: another "
+            "output, or overwrite=true to predict everything again"
+        )
+    return path
+
+
+def _targets(source: Source, output: Path, kinds: Sequence[str], *, server: bool) -> dict[str, Path]:
+    """Where the results of a source go."""
+    found = {}
+    for kind in kinds:
+        ending = (".mp4" if kind in FILMED else ".frames") if source.is_video else _ending(kind)
+        found[kind] = output / kind / f"{source.name}{ending}"
+    if server:
+        name = source.path.name.replace("_leftImg8bit.png", "_pred_labelIds.png")
+        found["label_ids"] = output / "label_ids" / name
+    return found
+
+
+def _ending(kind: str) -> str:
+    return ".npz" if kind == "soft" else ".png"
+
+
+def _remove(path: Path, *, folders_only: bool = False) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif not folders_only:
+        path.unlink(missing_ok=True)
+
+
+def _predict_all(
+    todo: dict[Source, dict[str, Path]], predictor: Predictor, alpha: float, base: Path, problems: Problems
+) -> int:
+    """Predict the sources; returns how many could be, and adds what is wrong with the others."""
+    done, failed = 0, None
+    results: Results | None = None
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        shown = bar.add_task("", total=len(todo))
+        try:
+            for source, frame in _ahead(_read(list(todo))):
+                if source is failed:  # the rest of a video
+                    continue
+                bar.update(shown, description=source.path.name)
+                results = results or Results(todo[source], predictor.space, alpha)
+                try:
+                    if isinstance(frame, Frame):
+                        results.add(frame, _predicted(predictor, source, frame.photo))
+                        continue
+                    if frame is not None:
+                        raise frame
+                    results.keep()
+                    done += 1
+                except FileProblem as problem:
+                    failed = source
+                    log.warning("skipped: %s", problem)
+                    problems.add_file(problem, base)
+                    results.discard()
+                results = None
+                bar.advance(shown)
+        finally:
+            if results is not None:
+                results.discard()
+    return done
+
+
+def _predicted(predictor: Predictor, source: Source, photo: ByteArray) -> Prediction:
+    try:
+        return predictor(photo)
+    except (ValueError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        found = f"{photo.shape[1]}x{photo.shape[0]}: {str(error).splitlines()[0]}"
+        fix = "inference=sliding, with a smaller window if need be"
+        raise FileProblem(source.path, "picture that the network cannot take", found, fix) from error
+
+
+def _read(sources: Sequence[Source]) -> Iterator[tuple[Source, Frame | FileProblem | None]]:
+    """The frames of each source, then None or what is wrong with it."""
+    for source in sources:
+        try:
+            for frame in read_frames(source):
+                yield source, frame
+            yield source, None
+        except FileProblem as problem:
+            yield source, problem
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Pass items on while a thread fetches the next one."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        end = object()
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield cast(Item, item)
+
+
+def _check_cityscapes(base: Path, sources: Sequence[Source], space: LabelSpace) -> None:
+    """Refuse what the benchmark server would not take.
+
+    Raises:
+        DataError: with every problem.
+    """
+    problems = Problems(f"input={base} (format=cityscapes)")
+    known = {(label.name, label.id) for label in CITYSCAPES_LABELS} | {("void", 0)}
+    if foreign := sorted(set(zip(space.class_names, space.label_ids or range(space.num_classes), strict=True)) - known):
+        problems.add(f"the checkpoint's classes are not Cityscapes': {', '.join(name for name, _ in foreign[:5])}")
+    for source in sources:
+        path = source.path.relative_to(base)
+        match = CITYSCAPES_NAME.fullmatch(path.name)
+        if match is None or path.parts[:-1] != (match[1],):
+            problems.add(
+                "files that are not CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png, with six digits each",
+                str(path),
+                fix="give the folder of a split: input=ROOT/leftImg8bit/test",
+            )
+            continue
+        try:
+            header = read_header(source.path)
+            if header[:2] != CITYSCAPES_SIZE:
+                found = f"{header.width}x{header.height}"
+                raise FileProblem(
+                    source.path, "photos of another size than 2048x1024", found, "give the original files"
+                )
+        except FileProblem as problem:
+            problems.add_file(problem, base)
+    problems.raise_if_any(DataError)
+    if base.resolve().name == "test" and len(sources) != CITYSCAPES_TEST_IMAGES:
+        log.warning("the server expects all %d images of test, found %d", CITYSCAPES_TEST_IMAGES, len(sources))
+
+
+def _write_archive(output: Path, split: str, files: Sequence[Path]) -> None:
+    """Check the written label ids, then zip them for the benchmark server.
+
+    Raises:
+        DataError: naming the files that are not as the server wants them.
+    """
+    problems = Problems(f"output={output} (format=cityscapes)")
+    for path in files:
+        try:
+            ids = read_label(path)
+            if ids.shape != CITYSCAPES_SIZE or ids.max() > max(label.id for label in CITYSCAPES_LABELS):
+                found = f"{ids.shape[1]}x{ids.shape[0]}, ids up to {ids.max()}, expected 2048x1024 and at most 33"
+                raise FileProblem(path, "not label ids of the benchmark", found, "overwrite=true")
+        except FileProblem as problem:
+            problems.add_file(problem, output)
+    problems.raise_if_any(DataError)
+    target = output / f"cityscapes_{split}.zip"
+    fresh = target.with_name(f".{os.getpid()}.new.zip")
+    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+        for path in files:
+            archive.write(path, path.name)
+    os.replace(fresh, target)
+    log.info("%d images for the benchmark server: %s", len(files), target)
