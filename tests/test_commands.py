@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -144,9 +145,36 @@ def test_readme_training_commands_run(line, tmp_path, cache_dir, trained):
 @pytest.mark.slow
 @pytest.mark.parametrize("line", readme_commands("evaluate.py"))
 def test_readme_evaluation_commands_run(line, tmp_path, trained):
-    typed = [re.sub(r"^ckpt=.*", f"ckpt={trained}/checkpoints/best.ckpt", word) for word in shell_words(line)[2:]]
-    typed = [word for word in typed if not word.startswith("data.root=")]
+    typed = [word for word in with_checkpoints(line, trained) if not word.startswith("data.root=")]
+    if "official=true" in typed:
+        pytest.importorskip("cityscapesscripts")
     command(ROOT / "evaluate.py", *typed, cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", readme_commands("predict.py"))
+def test_readme_prediction_commands_run(line, tmp_path, trained):
+    city = tmp_path / "leftImg8bit" / "test" / "berlin"
+    city.mkdir(parents=True)
+    Image.new("RGB", (2048, 1024), (90, 80, 70)).save(city / "berlin_000000_000019_leftImg8bit.png")
+    photos = re.sub(r"input=\S+", f"input={tmp_path}/leftImg8bit/test", line)
+    command(ROOT / "predict.py", *with_checkpoints(photos, trained), cwd=tmp_path)
+    (output,) = (word.partition("=")[2] for word in shell_words(line) if word.startswith("output="))
+    assert [path for path in (tmp_path / output).rglob("*") if path.suffix in (".png", ".zip")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", readme_commands("export.py"))
+def test_readme_export_commands_run(line, tmp_path, trained):
+    pytest.importorskip("onnxruntime")
+    command(ROOT / "export.py", *with_checkpoints(line, trained), cwd=tmp_path)
+    assert list(tmp_path.glob("*.onnx"))
+
+
+def with_checkpoints(line, trained):
+    """The words of a command, with the checkpoints of a run that is there."""
+    named = re.sub(r"\b(best|last)\.ckpt", rf"{trained}/checkpoints/\1.ckpt", line)
+    return shell_words(named)[2:]
 
 
 def shell_words(line):

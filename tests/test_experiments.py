@@ -86,6 +86,7 @@ def test_an_adversarial_checkpoint_is_scored_without_its_discriminator(run_tiny,
         assert ours[key] == theirs[key], key
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_resumed_adversarial_run_equals_an_uninterrupted_one(run_tiny, monkeypatch):
     overrides = ("model=gan", "model@model.generator=unet", "model.generator.encoder=tu-test_resnet",
                  "+model.generator.decoder_channels=[32, 16, 16, 8, 8]", "model.discriminator.base_channels=8",

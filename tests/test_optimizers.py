@@ -131,6 +131,7 @@ def test_a_network_without_encoder_is_refused(factors):
         parameter_groups(network, 0.1, **factors)
 
 
+@pytest.mark.slow
 def test_a_run_logs_the_rate_of_every_group_and_resumes_with_them(run_tiny, monkeypatch):
     overrides = (
         "task.encoder_lr_factor=0.5", "task.layer_decay=0.1", "trainer.max_epochs=2", "logger=csv",

@@ -211,6 +211,7 @@ def test_a_run_scores_and_keeps_the_average(run_tiny):
     assert not same(part(last["state_dict"], "network."), last["raw_state_dict"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_resumed_average_equals_an_uninterrupted_one(run_tiny, monkeypatch):
     overrides = ("trainer.max_epochs=3", "callbacks=[default,ema]", "augment=strong")
     whole = run_tiny(*overrides, folder="whole")

@@ -310,6 +310,7 @@ def test_two_processes_that_do_not_wait_stay_alike(tmp_path):
 # Runs
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_decoder_first_and_resumes_exactly(run_tiny, monkeypatch):
     overrides = ("trainer.max_epochs=3", "callbacks=[default,freezing]", "callbacks.freezing.unfreeze=progressive")
     whole = run_tiny(*overrides, folder="whole")

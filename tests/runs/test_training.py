@@ -94,8 +94,12 @@ def interrupt_after(run_tiny, monkeypatch, epochs, *overrides, folder, task=Segm
     ("epochs", "overrides"),
     [
         (2, ("augment=strong", "model.dropout=0.2")),
-        (0, ()),
-        (1, ("scheduler=plateau", "scheduler.patience=0", "scheduler.threshold=10", "data.workers=2")),
+        pytest.param(0, (), marks=pytest.mark.slow),
+        pytest.param(
+            1,
+            ("scheduler=plateau", "scheduler.patience=0", "scheduler.threshold=10", "data.workers=2"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(run_tiny, monkeypatch, epochs, overrides, caplog):
