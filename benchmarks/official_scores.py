@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,7 @@ from PIL import Image
 from cityseg.data.color_labels import PaletteDecoder
 from cityseg.data.pairs import PairsReader
 from cityseg.labels import label_space
-
-
-def official_scores(predictions: Sequence[Path], truths: Sequence[Path]) -> dict[str, Any]:
-    """What the official script writes as JSON for these pairs of label-id files."""
-    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
-
-    with tempfile.TemporaryDirectory() as folder:
-        options = official.args
-        options.evalPixelAccuracy = options.evalInstLevelScore = False  # the latter needs instanceIds files
-        options.JSONOutput = options.quiet = True
-        options.exportFile = str(Path(folder) / "official.json")
-        official.evaluateImgLists([str(path) for path in predictions], [str(path) for path in truths], options)
-        result: dict[str, Any] = json.loads(Path(options.exportFile).read_text())
-    return result
+from cityseg.runs.scoring import official_scores
 
 
 def differences(ours: Mapping[str, Any], official: Mapping[str, Any]) -> dict[str, float]:
@@ -88,7 +75,7 @@ def main() -> None:
         as_files = any(options.truth.rglob("*_gtFine_labelIds.png"))
         truth = options.truth if as_files else write_truth(options.truth, Path(folder))
         predictions, truths = match(options.scored, truth)
-        official = official_scores(predictions, truths)
+        official = official_scores(predictions, truths, instances=False)
     found = differences(ours, official)
     print(f"{len(predictions)} images, {len(found)} scores, largest difference {max(found.values()):.1e}")
     print(f"mean IoU of classes: {ours['miou']:.6f}, official {official['averageScoreClasses']:.6f}")

@@ -20,6 +20,7 @@ from cityseg.labels import custom_label_space, label_space
 from cityseg.runs import prediction
 from cityseg.runs.evaluation import evaluate
 from cityseg.runs.prediction import Prediction, Results, predict
+from cityseg.runs.server import check_server_input
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow  # a network is trained, and run by commands
@@ -298,7 +299,7 @@ def test_cityscapes_zip_is_as_the_server_wants_it(tmp_path, predict_tiny, monkey
 def test_cityscapes_refuses_other_classes(tmp_path):
     space = custom_label_space({"road": [1, 2, 3], "car": [4, 5, 6]})
     with pytest.raises(DataError, match="classes are not Cityscapes': car, road"):
-        prediction._check_cityscapes(tmp_path, [], space)
+        check_server_input(tmp_path, [], space)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def threads_of_a_job(launcher: Mapping[str, Any], cores: int) -> int | None:
     """
     match _engine(launcher):
         case "JoblibLauncher":
-            share = cores / _jobs_at_once(int(launcher["n_jobs"]), cores)
+            share = cores / (jobs_at_once(launcher, cores) or 1)
         case "LocalLauncher" | "SlurmLauncher":
             share = launcher["cpus_per_task"]
         case "RayLauncher":
@@ -116,9 +116,16 @@ def _engine(launcher: Mapping[str, Any]) -> str:
     return str(launcher["_target_"]).rpartition(".")[2]
 
 
-def _jobs_at_once(n_jobs: int, cores: int) -> int:
-    """What joblib makes of its ``n_jobs``: -1 is one a core, -2 one less."""
-    return n_jobs if n_jobs > 0 else max(1, cores + 1 + n_jobs)
+def jobs_at_once(launcher: Mapping[str, Any], cores: int) -> int | None:
+    """Jobs that run at once on this machine; None where a cluster decides."""
+    match _engine(launcher):
+        case "BasicLauncher":
+            return 1
+        case "JoblibLauncher":  # -1 is one a core, -2 one less
+            n_jobs = int(launcher["n_jobs"])
+            return n_jobs if n_jobs > 0 else max(1, cores + 1 + n_jobs)
+        case _:
+            return None
 
 
 def _lock(file: IO[str]) -> bool:

@@ -248,7 +248,7 @@ def test_cost_counts_the_passes_after_the_first_and_nothing_between():
     for seconds in (0.5, 0.1, 0.1):
         cost.on_test_batch_start(Trainer(), task, {}, 0)
         time.sleep(seconds)
-        cost.on_test_batch_end(Trainer(), task, torch.zeros(4, 1, 1), {}, 0)
+        cost.on_scored(task, torch.zeros(4, 1, 1), {})
         time.sleep(0.1)
     figures = cost.figures(task)
     assert figures["images_per_second"] == pytest.approx(40, rel=0.3)

@@ -16,6 +16,8 @@ import yaml  # type: ignore[import-untyped]
 from cityseg.errors import DataError, Problems
 from cityseg.image_counts import FILE_NAME, ImageCounts, read_image_counts
 
+FAILED = "failed.json"
+"""The note of a run that failed: why, under ``error``."""
 FINAL: Final = "final"
 """In place of a fold's number: the run that trains on all training files and is scored on val."""
 
@@ -236,8 +238,8 @@ def outcome(folder: Path) -> tuple[dict[str, Any], Status, str | None]:
         if lacking := [key for key in _NEEDED if key not in figures]:
             return {}, "failed", f"metrics.json has no {', '.join(lacking)}: the fold was not scored"
         return figures, "finished", None
-    if (folder / "failed.json").is_file():
-        return {}, "failed", _told_error((folder / "failed.json").read_text(encoding="utf-8"))
+    if (folder / FAILED).is_file():
+        return {}, "failed", _told_error((folder / FAILED).read_text(encoding="utf-8"))
     error_text = _logged_error(folder / "train.log")
     return {}, "unfinished" if error_text is None else "failed", error_text
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
-
 from cityseg.callbacks.history import read_history
 from cityseg.crossval.folds import Group, read_sweep
 from cityseg.crossval.markdown import to_markdown
 from cityseg.crossval.statistics import RESAMPLES
 from cityseg.crossval.summary import Summary, summarize
-from cityseg.errors import ConfigError
 from cityseg.files import write_json, write_text
-from cityseg.labels import Color, custom_label_space, label_space
+from cityseg.labels import Color
 from cityseg.reports.fold_plots import plot_fold_curves, plot_folds
 from cityseg.reports.html.sweep import GroupFiles, sweep_page
 from cityseg.reports.plots import plot_confusion
+from cityseg.reports.run_files import class_colors, read_yaml
 
 _FACTS = {
     "protocol": "protocol",
@@ -72,19 +70,9 @@ def _facts(group: Group) -> dict[str, str]:
 
 
 def _class_colors(group: Group) -> dict[str, Color]:
-    """Colours of a built-in label space, or of the classes that the config names; none where neither is known."""
+    """Colours of the classes of the first run that has finished."""
     run = next(iter(group.finished.values()), None)
-    if run is None:
-        return {}
-    try:
-        space = label_space(str(run.figures.get("label_space")))
-    except ConfigError:
-        config = yaml.safe_load((run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")) or {}
-        classes = (config.get("data") or {}).get("classes")
-        if not classes:
-            return {}
-        space = custom_label_space(classes)
-    return dict(zip(space.class_names, space.colors, strict=True))
+    return {} if run is None else class_colors(run.figures, read_yaml(run.folder / ".hydra" / "config.yaml") or {})
 
 
 def _write_plots(summary: Summary, files: Mapping[str, GroupFiles], folder: Path) -> None:

@@ -98,7 +98,7 @@ def read_run(folder: Path) -> RunFiles:
         raise DataError(f"found no {path}, expected the folder of a run that has finished")
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
-        config = _read_yaml(folder / ".hydra" / "config.yaml") or {}
+        config = read_yaml(folder / ".hydra" / "config.yaml") or {}
         choices, experiment_file = _choices(folder / ".hydra")
     except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"{folder} cannot be read: {error}") from error
@@ -135,10 +135,10 @@ def _choices(folder: Path) -> tuple[dict[str, Choice], bool]:
     the default is left out then. Values are not compared with defaults: those may be others by now.
     """
     resumed = sorted(folder.glob("resumed_*/overrides.yaml"))
-    typed = [str(text) for path in (folder / "overrides.yaml", *resumed) for text in _read_yaml(path) or []]
+    typed = [str(text) for path in (folder / "overrides.yaml", *resumed) for text in read_yaml(path) or []]
     pairs = [text.lstrip("+~").partition("=")[::2] for text in typed]
     chosen = {key.partition("@")[2] or key: Choice(value, False) for key, value in pairs if key != "resume"}
-    hydra = (_read_yaml(folder / "hydra.yaml") or {}).get("hydra") or {}
+    hydra = (read_yaml(folder / "hydra.yaml") or {}).get("hydra") or {}
     sources = [
         Path(source["path"])
         for source in (hydra.get("runtime") or {}).get("config_sources", ())
@@ -148,12 +148,12 @@ def _choices(folder: Path) -> tuple[dict[str, Choice], bool]:
     found = not experiment
     for source in sources:
         if experiment and (source / experiment).is_file():
-            content = _read_yaml(source / experiment) or {}
+            content = read_yaml(source / experiment) or {}
             groups = {key.removeprefix("override ").lstrip("/"): value for key, value in _defaults(content).items()}
             values = {**{key: _text(value) for key, value in groups.items()}, **dict(_flat(content))}
             chosen |= {key: Choice(value, True) for key, value in values.items() if key not in chosen}
             found = True
-        main = _read_yaml(source / f"{(hydra.get('job') or {}).get('config_name')}.yaml") or {}
+        main = read_yaml(source / f"{(hydra.get('job') or {}).get('config_name')}.yaml") or {}
         for group, default in _defaults(main).items():
             if group in chosen and yaml.safe_load(chosen[group].value) == default:
                 del chosen[group]
@@ -170,7 +170,8 @@ def _defaults(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; None where there is none."""
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from cityseg.checkpoints import load_checkpoint
-from cityseg.crossval.folds import FINAL, siblings
+from cityseg.crossval.folds import FAILED, FINAL, siblings
 from cityseg.errors import CheckpointError, CitysegError, ConfigError
 from cityseg.files import write_json
 from cityseg.machine import (
@@ -41,8 +41,6 @@ from cityseg.runs.sweeps import log_progress
 from cityseg.runs.training import train
 
 log = logging.getLogger(__name__)
-
-FAILED = "failed.json"
 
 
 def run_hydra_job(config: DictConfig, hydra_config: HydraConf) -> float | None:

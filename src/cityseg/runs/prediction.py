@@ -10,7 +10,6 @@ import re
 import shutil
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,17 +28,17 @@ from torch import nn
 
 from cityseg import __version__
 from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
-from cityseg.data.images import read_header, read_label
 from cityseg.data.loading import View
 from cityseg.data.pictures import Frame, Source, find_sources, read_frames
 from cityseg.data.samples import Pair
 from cityseg.errors import ConfigError, DataError, FileProblem, Problems, did_you_mean
 from cityseg.files import write_json
 from cityseg.inference import Inference
-from cityseg.labels import CITYSCAPES_LABELS, ByteArray, LabelSpace
+from cityseg.labels import ByteArray, LabelSpace
 from cityseg.runs.evaluation import build_inference, evaluation_config
 from cityseg.runs.objects import build_network, build_trainer
 from cityseg.runs.output import quiet_libraries
+from cityseg.runs.server import check_server_input, write_server_archive
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -53,10 +52,6 @@ colours and overlays are videos, and the rest is a folder ``NAME.frames`` with a
 """
 FILMED = ("color", "overlay")
 SETTINGS = "prediction.json"
-
-CITYSCAPES_NAME = re.compile(r"([^_]+)_\d{6}_\d{6}_leftImg8bit\.png")
-CITYSCAPES_SIZE = (1024, 2048)
-CITYSCAPES_TEST_IMAGES = 1525
 
 
 @dataclass(frozen=True)
@@ -251,7 +246,7 @@ def predict(config: DictConfig) -> None:
     checkpoint = load_checkpoint(Path(config.ckpt).expanduser())
     base, sources = find_sources(str(config.input), [output / kind for kind in KINDS])
     if config.format == "cityscapes":
-        _check_cityscapes(base, sources, checkpoint.label_space)
+        check_server_input(base, sources, checkpoint.label_space)
     predictor = Predictor.from_checkpoint(checkpoint, config, kinds)
     settings = _keep_settings(config, checkpoint, str(predictor.trainer.precision), base)
     server = config.format == "cityscapes"
@@ -268,7 +263,7 @@ def predict(config: DictConfig) -> None:
     log.info("%d predicted, %d already there, %d not predicted: %s", done, there, len(todo) - done, output)
     problems.raise_if_any(DataError)
     if server:
-        _write_archive(output, base.resolve().name, [paths["label_ids"] for paths in targets.values()])
+        write_server_archive(output, base.resolve().name, [paths["label_ids"] for paths in targets.values()])
 
 
 def _checked_kinds(config: DictConfig) -> tuple[str, ...]:
@@ -407,62 +402,3 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
         while (item := coming.result()) is not end:
             coming = pool.submit(next, items, end)
             yield cast(Item, item)
-
-
-def _check_cityscapes(base: Path, sources: Sequence[Source], space: LabelSpace) -> None:
-    """Refuse what the benchmark server would not take.
-
-    Raises:
-        DataError: with every problem.
-    """
-    problems = Problems(f"input={base} (format=cityscapes)")
-    known = {(label.name, label.id) for label in CITYSCAPES_LABELS} | {("void", 0)}
-    if foreign := sorted(set(zip(space.class_names, space.label_ids or range(space.num_classes), strict=True)) - known):
-        problems.add(f"the checkpoint's classes are not Cityscapes': {', '.join(name for name, _ in foreign[:5])}")
-    for source in sources:
-        path = source.path.relative_to(base)
-        match = CITYSCAPES_NAME.fullmatch(path.name)
-        if match is None or path.parts[:-1] != (match[1],):
-            problems.add(
-                "files that are not CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png, with six digits each",
-                str(path),
-                fix="give the folder of a split: input=ROOT/leftImg8bit/test",
-            )
-            continue
-        try:
-            header = read_header(source.path)
-            if header[:2] != CITYSCAPES_SIZE:
-                found = f"{header.width}x{header.height}"
-                raise FileProblem(
-                    source.path, "photos of another size than 2048x1024", found, "give the original files"
-                )
-        except FileProblem as problem:
-            problems.add_file(problem, base)
-    problems.raise_if_any(DataError)
-    if base.resolve().name == "test" and len(sources) != CITYSCAPES_TEST_IMAGES:
-        log.warning("the server expects all %d images of test, found %d", CITYSCAPES_TEST_IMAGES, len(sources))
-
-
-def _write_archive(output: Path, split: str, files: Sequence[Path]) -> None:
-    """Check the written label ids, then zip them for the benchmark server.
-
-    Raises:
-        DataError: naming the files that are not as the server wants them.
-    """
-    problems = Problems(f"output={output} (format=cityscapes)")
-    for path in files:
-        try:
-            ids = read_label(path)
-            if ids.shape != CITYSCAPES_SIZE or ids.max() > max(label.id for label in CITYSCAPES_LABELS):
-                found = f"{ids.shape[1]}x{ids.shape[0]}, ids up to {ids.max()}, expected 2048x1024 and at most 33"
-                raise FileProblem(path, "not label ids of the benchmark", found, "overwrite=true")
-        except FileProblem as problem:
-            problems.add_file(problem, output)
-    problems.raise_if_any(DataError)
-    target = output / f"cityscapes_{split}.zip"
-    fresh = target.with_name(f".{os.getpid()}.new.zip")
-    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
-        for path in files:
-            archive.write(path, path.name)
-    os.replace(fresh, target)
-    log.info("%d images for the benchmark server: %s", len(files), target)

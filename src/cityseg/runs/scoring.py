@@ -30,7 +30,27 @@ from cityseg.instances import Instances, read_instance_ids
 from cityseg.tasks.base import Task
 
 
-class Pictures(pl.Callback):
+class Scored(pl.Callback):
+    """A callback that looks at every batch of a scoring pass."""
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Hand on what a batch was scored as."""
+        self.on_scored(cast(Task, pl_module), outputs, batch)
+
+    @abstractmethod
+    def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
+        """Look at the predicted train ids ``(B, H, W)`` uint8 of a batch."""
+
+
+class Pictures(Scored):
     """Writes panels of some samples and, if wanted, the prediction of every sample.
 
     Predictions are written as the benchmark server wants them, label ids in one folder and colours in another:
@@ -48,28 +68,19 @@ class Pictures(pl.Callback):
         self._folder, self._samples, self._predictions = folder, samples, predictions
         self._chosen = frozenset(spread(len(samples), panels))
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Tensor,  # type: ignore[override]
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Write what this batch has."""
-        task = cast(Task, pl_module)
-        for index, picture in batch_panels(batch, outputs, task, self._chosen):
+        for index, picture in batch_panels(batch, train_ids, task, self._chosen):
             _save(picture, self._folder / "predictions" / f"{self._samples.name(index)}.png")
         if self._predictions:
-            for index, train_ids in zip(batch["index"].tolist(), outputs.cpu().numpy(), strict=True):
+            for index, prediction in zip(batch["index"].tolist(), train_ids.cpu().numpy(), strict=True):
                 name = self._samples.name(index)
-                ids, colors = task.label_space.to_label_ids(train_ids), task.label_space.colorize(train_ids)
+                ids, colors = task.label_space.to_label_ids(prediction), task.label_space.colorize(prediction)
                 _save(ids, self._folder / "label_ids" / f"{name}_pred_labelIds.png")
                 _save(colors, self._folder / "colors" / f"{name}_pred_color.png")
 
 
-class Figures(pl.Callback):
+class Figures(Scored):
     """A callback of a scoring pass that has figures for ``metrics.json`` in the end."""
 
     @abstractmethod
@@ -93,19 +104,11 @@ class PerImage(Figures):
         self._images: list[str] = []
         self._counts: list[npt.NDArray[np.int64]] = []
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Tensor,  # type: ignore[override]
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Count the images of this batch."""
         if "target" in batch:
-            space = cast(Task, pl_module).label_space
-            truth, prediction = batch["target"].cpu().numpy(), outputs.cpu().numpy()
+            space = task.label_space
+            truth, prediction = batch["target"].cpu().numpy(), train_ids.cpu().numpy()
             counts = count_pixels(prediction, truth, space.num_classes, ignore_index=space.ignore_index)
             self._counts.append(counts)
             self._images += [self._names[index] for index in batch["index"].tolist()]
@@ -130,19 +133,11 @@ class BoundaryFigures(Figures):
         self._boundaries = boundaries
         self._scored = False
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Tensor,  # type: ignore[override]
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Count the images of this batch."""
         if "target" in batch:
             self._scored = True
-            for prediction, target in zip(outputs.cpu().numpy(), batch["target"].cpu().numpy(), strict=True):
+            for prediction, target in zip(train_ids.cpu().numpy(), batch["target"].cpu().numpy(), strict=True):
                 self._boundaries.update(prediction, target)
 
     def figures(self, task: Task) -> dict[str, Any]:
@@ -157,17 +152,9 @@ class InstanceFigures(Figures):
         """Collect into this object, from an instanceIds file for each sample of the split."""
         self._instances, self._files = instances, files
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Tensor,  # type: ignore[override]
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Count the images of this batch."""
-        for index, prediction in zip(batch["index"].tolist(), outputs.cpu().numpy(), strict=True):
+        for index, prediction in zip(batch["index"].tolist(), train_ids.cpu().numpy(), strict=True):
             ids = read_instance_ids(self._files[index])
             if ids.shape != prediction.shape:
                 found = f"it is {ids.shape[1]}x{ids.shape[0]}, the photo {prediction.shape[1]}x{prediction.shape[0]}"
@@ -211,20 +198,12 @@ class Cost(Figures):
         """Start the clock."""
         self._start = time.perf_counter()
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Tensor,  # type: ignore[override]
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Stop it when the device is done."""
-        if outputs.device.type == "cuda":
-            torch.cuda.synchronize(outputs.device)
+        if train_ids.device.type == "cuda":
+            torch.cuda.synchronize(train_ids.device)
         self._seconds.append(time.perf_counter() - self._start)
-        self._images.append(len(outputs))
+        self._images.append(len(train_ids))
 
     def figures(self, task: Task) -> dict[str, Any]:
         """Images a second, and the peak memory in MiB with the device it is of."""

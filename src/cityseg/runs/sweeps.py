@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cityseg.cli import quoted
-from cityseg.crossval.folds import FINAL, outcome, read_sweep, run_folders
+from cityseg.crossval.folds import FAILED, FINAL, outcome, read_sweep, run_folders
 from cityseg.errors import ConfigError, Problems
+from cityseg.machine import available_cores, jobs_at_once
 from cityseg.reports.summary import duration, percent
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Sweep:
 
     def failed(self) -> bool:
         """Whether a job has noted why it failed."""
-        return any((run / "failed.json").is_file() for run in run_folders(self.folder))
+        return any((run / FAILED).is_file() for run in run_folders(self.folder))
 
     def begun(self) -> bool:
         """Whether there is a run to be told of."""
@@ -168,14 +168,9 @@ def log_progress(sweep: Path, seconds: float, launcher: Mapping[str, Any]) -> No
     left = len(jobs) - done
     if left <= 0:
         return
-    at_once = int(launcher.get("n_jobs") or 1)
-    at_once = os.cpu_count() or 1 if at_once < 1 else at_once
-    guess = f", about {duration(seconds * math.ceil(left / at_once))} left" if _is_local(launcher) else ""
+    at_once = jobs_at_once(launcher, available_cores())
+    guess = f", about {duration(seconds * math.ceil(left / at_once))} left" if at_once else ""
     log.info("%d of %d jobs done, the last in %s%s", done, len(jobs), duration(seconds), guess)
-
-
-def _is_local(launcher: Mapping[str, Any]) -> bool:
-    return str(launcher["_target_"]).endswith(("BasicLauncher", "JoblibLauncher"))
 
 
 def _parse(typed: Sequence[str]) -> list[Override]:
