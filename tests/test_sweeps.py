@@ -149,6 +149,7 @@ def test_a_failing_fold_stops_no_other_and_is_trained_when_the_sweep_is_resumed(
     assert output.count("has finished before, and is kept") == 4
     assert "over 5 of 5 folds" in output
     assert "final model" in output
+    assert FOLDS in (sweep / "multirun.yaml").read_text()  # what was typed, not what followed it
 
 
 @pytest.mark.slow

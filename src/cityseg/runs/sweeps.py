@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cityseg.cli import quoted
 from cityseg.crossval.folds import FAILED, FINAL, outcome, read_sweep, run_folders
 from cityseg.errors import ConfigError, Problems
+from cityseg.files import write_text
 from cityseg.machine import available_cores, jobs_at_once
 from cityseg.reports.summary import duration, percent
 
@@ -70,6 +71,7 @@ class Sweep:
     def __init__(self, folder: Path, *, folds: bool, final: bool) -> None:
         """See the class."""
         self.folder, self._folds, self._final = folder, folds, final
+        self._typed: str | None = None
 
     def failed(self) -> bool:
         """Whether a job has noted why it failed."""
@@ -91,11 +93,14 @@ class Sweep:
 
     def final_arguments(self, typed: Sequence[str]) -> list[str]:
         """The sweep's command line, with the final model in the place of the folds."""
+        self._typed = (self.folder / "multirun.yaml").read_text(encoding="utf-8")  # Hydra will write another
         others = [text for text in typed if not text.startswith(("fold=", "hydra.sweep.dir="))]
         return [*others, f"fold={FINAL}", f"hydra.sweep.dir={quoted(self.folder)}"]
 
     def close(self) -> int:
         """Summarise the folds, or list the runs of a sweep over something else; returns the exit code."""
+        if self._typed is not None:
+            write_text(self.folder / "multirun.yaml", self._typed)
         if not self._folds:
             return self._list()
         from cityseg.crossval.markdown import closing_lines  # heavy: not needed to start
