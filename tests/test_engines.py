@@ -1,4 +1,7 @@
-"""The folds of a sweep give the same figures whatever starts them: jobs in turn, on this machine or on a cluster."""
+"""The folds of a sweep give the same figures whatever starts them: jobs in turn, on this machine or on a cluster.
+
+Each job has one thread: with more or fewer, sums are rounded in another order.
+"""
 
 import json
 
@@ -28,6 +31,13 @@ def sweep(launcher, overrides, folder, cache_dir):
     assert all("epoch 1/1" in (run / "train.log").read_text() for run in runs)
     figures = [json.loads((run / "metrics.json").read_text()) for run in runs]
     return [{key: value for key, value in each.items() if key != "seconds"} for each in figures]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def run_job(
         run_dir: where everything goes.
         typed: the overrides that the user typed.
         sweep: folder of the sweep that this is a job of, if it is one.
-        threads: of its computations; None leaves them to torch.
+        threads: of its computations at most; None leaves them to torch.
 
     Returns:
         mIoU of the best checkpoint, as the objective of a sweep; None on processes that are not the first.
@@ -100,7 +100,7 @@ def run_job(
     with _unchanged_process(), _noted_failure(run_dir, announce=sweep is not None):
         quiet_libraries()
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
         if config.resume is not None:
             return _told(train(_saved_config(last, typed, config.trusted), run_dir, resume_from=last), run_dir)
         settle(config)
