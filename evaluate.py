@@ -6,11 +6,14 @@ import hydra
 from omegaconf import DictConfig
 
 from cityseg.cli import run
+from cityseg.paths import check_checkpoints, check_data_root
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> float | None:
     """Score with the composed config; returns the mIoU."""
+    check_checkpoints(config.ckpt)
+    check_data_root(config.data.root)
     from hydra.core.hydra_config import HydraConfig
 
     from cityseg.runs.evaluation import evaluate  # heavy: not needed to answer --help

@@ -39,35 +39,6 @@ TINY = (
 SCENES = "data.scenes={train: 4, val: 2, size: 64}"
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "predict.py", "export.py"])
-@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job")])
-def test_help_and_config_answer_without_torch(script, arguments):
-    code = (
-        f"import sys, runpy; sys.argv = ['{script}', *{arguments!r}]\n"
-        f"try: runpy.run_path('{script}', run_name='__main__')\n"
-        "except SystemExit as stop: assert not stop.code, stop.code\n"
-        "heavy = {'torch', 'pytorch_lightning', 'cv2', 'matplotlib', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    command("-c", code)
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("data.rot=/x", "Did you mean 'data.root'"),
-        ("model=unett", "Did you mean 'unet'"),
-        ("optimiser=adam", "Did you mean 'optimizer'"),
-        ("trainer.max_epochs", "missing EQUAL"),
-    ],
-)
-def test_a_wrong_key_or_choice_names_the_nearest_in_a_few_lines(argument, message):
-    output = command("train.py", argument, code=1)
-    assert message in output
-    assert "Traceback" not in output
-    assert len(output.splitlines()) < 10
-
-
 def test_train_evaluate_resume_from_the_shell(tmp_path, cache_dir):
     data = (SCENES, f"data.cache_dir={cache_dir}")
     output = command(ROOT / "train.py", *TINY, *data, cwd=tmp_path)
@@ -93,16 +64,6 @@ def test_train_evaluate_resume_from_the_shell(tmp_path, cache_dir):
     assert len(names) == 2
     assert all(re.fullmatch(r"[a-z]+_\d{6}_\d{6}_pred_labelIds\.png", name) for name in names)
     assert len(list((scored / "colors").iterdir())) == 2
-
-
-def test_a_mistake_ends_with_a_message_and_code_1(tmp_path):
-    output = command(ROOT / "train.py", "data.root=/no/such/folder", "model.pretrained=false", cwd=tmp_path, code=1)
-    assert "data.root=/no/such/folder: no such folder" in output
-    assert "Traceback" not in output
-    output = command(ROOT / "evaluate.py", "ckpt=none.ckpt", cwd=tmp_path, code=1)
-    assert "ckpt=none.ckpt: no such file" in output
-    output = command(ROOT / "train.py", "resume=none", cwd=tmp_path, code=1)
-    assert "resume=none: no such folder" in output
 
 
 def readme_commands(script):

@@ -9,21 +9,23 @@ from tests.conftest import TINY
 
 CONF = Path(__file__).parent.parent / "conf"
 CHECKED_ELSEWHERE = {
-    "data": {"common"},  # the part that the layouts share
+    "data": {"common", "stream"},  # the part that the layouts share; tests/data/test_stream.py: it needs archives
     "model": {path.stem for path in (CONF / "model").glob("*.yaml")},  # tests/models trains each
-    "trainer": {"gpu", "ddp"},  # composed below: they need devices
+    "trainer": {"gpu", "ddp", "fsdp"},  # composed below: they need devices
     "logger": {"wandb", "mlflow"},  # composed below: they need their packages
     "task": {"adversarial"},  # tests/test_experiments.py: it comes with model=gan
 }
 
 
-def choices(*groups):
-    return [
-        f"{group}={path.stem}"
-        for group in groups
-        for path in sorted((CONF / group).glob("*.yaml"))
-        if path.stem not in CHECKED_ELSEWHERE.get(group, ())
-    ]
+def choices(group):
+    stems = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return [f"{group}={stem}" for stem in stems if stem not in CHECKED_ELSEWHERE.get(group, ())]
+
+
+def side_by_side(*groups):
+    """Every choice of every group at least once, in as many runs as the largest group has choices."""
+    each = [choices(group) for group in groups]
+    return [" ".join(of[run % len(of)] for of in each) for run in range(max(map(len, each)))]
 
 
 def test_every_group_is_covered():
@@ -44,11 +46,13 @@ def test_every_group_is_covered():
     }
 
 
-@pytest.mark.parametrize("choice", choices("augment", "data", "loss", "optimizer", "scheduler", "task", "trainer"))
-def test_a_choice_runs(run_tiny, choice):
+@pytest.mark.parametrize(
+    "typed", [*side_by_side("augment", "data", "loss", "optimizer", "scheduler", "task"), *choices("trainer")]
+)
+def test_every_choice_runs(run_tiny, typed):
     # The trainer's choice must not be overruled by the tiny run's own settings.
-    limits = () if choice == "trainer=debug" else ("+trainer.limit_train_batches=1", "+trainer.limit_val_batches=1")
-    folder = run_tiny(choice, *limits, "callbacks.images=null", "logger=none")
+    limits = () if typed == "trainer=debug" else ("+trainer.limit_train_batches=1", "+trainer.limit_val_batches=1")
+    folder = run_tiny(*typed.split(), *limits, "callbacks.images=null", "logger=none")
     assert (folder / "metrics.json").is_file()
 
 
@@ -57,7 +61,7 @@ def test_several_choices_of_a_group_run_together(run_tiny, choice):
     assert (run_tiny(choice) / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize("choice", ["trainer=gpu", "trainer=ddp", "logger=wandb", "logger=mlflow"])
+@pytest.mark.parametrize("choice", ["trainer=gpu", "trainer=ddp", "trainer=fsdp", "logger=wandb", "logger=mlflow"])
 def test_choices_that_need_more_than_this_machine_compose(compose_config, choice):
     group = choice.partition("=")[0]
     assert compose_config([choice])[group]

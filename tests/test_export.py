@@ -153,7 +153,7 @@ def test_a_file_says_its_classes_version_training_and_input_but_no_path(exported
     found = texts(path)
     assert json.loads(found["label_space"]) == SPACE.to_dict()
     assert json.loads(found["model"])["encoder"] == "tu-test_resnet"
-    assert json.loads(found["training"]) == {"cityseg": "0.0", "epochs": 7, "val/miou": 0.25}
+    assert json.loads(found["training"]) == {"cityseg": "0.0", "epochs": 7, "scale": 1.0, "val/miou": 0.25}
     assert found["cityseg"] == __version__
     assert found["photos"] == "(N, 3, H, W) uint8 RGB, 0 to 255, any H and W"
     if format != "torchscript":  # whose archive tells where each operation came from
@@ -175,7 +175,10 @@ def test_an_onnx_file_names_its_inputs_and_outputs(exported):
 def test_the_example_needs_neither_torch_nor_cityseg(exported, tmp_path):
     path, network = exported("onnx")
     photo = photos(1, 70, 90)
-    Image.fromarray(photo[0].permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # as phones write it: turn clockwise to see
+    turned = Image.fromarray(photo[0].permute(1, 2, 0).numpy()).transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "photo.png", exif=exif)
     code = (
         "import runpy, sys; sys.modules['torch'] = sys.modules['cityseg'] = None\n"
         f"sys.argv[1:] = {[str(path), str(tmp_path / 'photo.png'), str(tmp_path / 'labels.png')]}\n"
@@ -243,6 +246,7 @@ def test_an_existing_file_is_replaced_only_when_asked_and_only_by_one_that_passe
     assert output.read_text() == "old"
     run_export(*typed, "overwrite=true")
     assert texts(output)
+    assert output.stat().st_mode == unet[0].stat().st_mode  # others may read it where they may read the checkpoint
     assert run_export(*typed[:2]) == unet[0].with_suffix(".safetensors")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["a.safetensors", "best.ckpt", "best.safetensors"]

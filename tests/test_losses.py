@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from cityseg import losses
 from cityseg.class_weights import class_weights_from_counts
 from cityseg.errors import ConfigError
 from cityseg.losses import (
@@ -213,12 +214,17 @@ def test_an_option_out_of_range_is_named(make, option):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 4.0]])
-def test_cross_entropy_is_that_of_torch(batch, label_smoothing, weights):
-    logits, target = batch
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_cross_entropy_is_that_of_torch(batch, label_smoothing, weights, layout, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 7)  # pixels at a time
+    logits, target = batch[0].contiguous(memory_format=layout).requires_grad_(), batch[1]
     weight = None if weights is None else torch.tensor(weights)
     ours = CrossEntropyLoss(num_classes=CLASSES, class_weights=weight, label_smoothing=label_smoothing)
     expected = F.cross_entropy(logits, target, weight, ignore_index=255, label_smoothing=label_smoothing)
-    assert ours(logits, target).item() == pytest.approx(expected.item(), rel=1e-6)
+    found = ours(logits, target)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    gradients = (torch.autograd.grad(loss, logits)[0] for loss in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
 
 
 # Focal

@@ -12,7 +12,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from cityseg.errors import ConfigError, DataError
 from cityseg.labels import custom_label_space, label_space
-from cityseg.metrics import SegmentationMetrics, scores_from_confusion
+from cityseg.metrics import SegmentationMetrics
+from cityseg.scores import scores_from_confusion
 
 CLASSES = 19
 SPACE = label_space("cityscapes19")
@@ -78,9 +79,10 @@ def test_miou_is_that_of_torchmetrics(batch):
     assert torch.equal(collect(*batch).compute(), theirs.compute())
 
 
-def test_another_ignore_index_is_left_out():
-    metric = SegmentationMetrics(3, ignore_index=-1)
-    metric.update(torch.tensor([[[0, 1, 2]]]), torch.tensor([[[0, 1, -1]]]))
+@pytest.mark.parametrize("ignored", [-1, 2, 3, 1000])
+def test_another_ignore_index_is_left_out(ignored):
+    metric = SegmentationMetrics(3, ignore_index=ignored)
+    metric.update(torch.tensor([[[0, 1, 2]]]), torch.tensor([[[0, 1, ignored]]]))
     assert metric.confmat.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 

@@ -2,9 +2,13 @@
 
 import csv
 from functools import partial
+from pathlib import Path
 
+import hydra
 import pytest
 import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 
 from cityseg import schedulers
@@ -13,6 +17,8 @@ from cityseg.models.network import SegmentationNetwork, encoder_stages
 from cityseg.models.smp import build
 from cityseg.optimizers import build_optimizer, parameter_groups
 from tests.runs.test_training import interrupt_after, losses, same, weights
+
+CONF = Path(__file__).parents[1] / "conf" / "optimizer"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +97,18 @@ def test_one_step_of_each_group_is_as_long_as_its_rate(network):
     optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_shipped_optimizers_are_fused_and_their_gradients_can_be_clipped(network, name):
+    factory = hydra.utils.instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
+    optimizer = build_optimizer(factory, network)
+    assert optimizer.param_groups[0]["fused"]
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 0.5)  # the trainer's own
+    assert torch.nn.utils.get_total_norm([p.grad for p in network.parameters()]).item() == pytest.approx(0.5, rel=1e-3)
+    optimizer.zero_grad()
+
+
 @pytest.mark.parametrize(
     "factory",
     [
@@ -140,8 +158,8 @@ def test_a_run_logs_the_rate_of_every_group_and_resumes_with_them(run_tiny, monk
     whole = run_tiny(*overrides, folder="whole")
     (table,) = whole.rglob("metrics.csv")
     with table.open() as handle:
-        first = next(row for row in csv.DictReader(handle) if row["lr-AdamW/head"])
-    rates = {key.removeprefix("lr-AdamW/"): float(value) for key, value in first.items() if key.startswith("lr-")}
+        first = next(row for row in csv.DictReader(handle) if row["optim/lr/head"])
+    rates = {key.removeprefix("optim/lr/"): float(value) for key, value in first.items() if key.startswith("optim/lr/")}
     assert rates == pytest.approx(
         {"head": 1e-3, **{f"encoder_{5 - depth}": 0.5e-3 * 0.1**depth for depth in range(5)}}, rel=1e-4
     )

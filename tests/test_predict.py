@@ -1,12 +1,9 @@
 """Prediction of pictures and videos, compared with evaluate.py and with pictures made by hand."""
 
-import io
 import re
-import struct
 import subprocess
 import sys
 import zipfile
-import zlib
 
 import cv2
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cityseg.data.images import read_header
 from cityseg.data.pictures import Frame, find_sources, read_frames, read_picture
 from cityseg.errors import CitysegError, ConfigError, DataError, FileProblem
 from cityseg.labels import custom_label_space, label_space
@@ -22,6 +20,7 @@ from cityseg.runs.evaluation import evaluate
 from cityseg.runs.prediction import Prediction, Results, predict
 from cityseg.runs.server import check_server_input
 from tests.conftest import ROOT
+from tests.data.layouts import bomb
 
 pytestmark = pytest.mark.slow  # a network is trained, and run by commands
 
@@ -83,6 +82,52 @@ def test_label_ids_equal_those_of_evaluate(extra, checkpoint, predict_tiny, tmp_
         np.testing.assert_array_equal(read(ours), read(path))
 
 
+@pytest.fixture
+def other(trained, checkpoint):
+    """A second checkpoint of the same network, with other weights."""
+    content = torch.load(checkpoint, weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for weight in content["state_dict"].values():
+        if weight.is_floating_point():
+            weight *= 1 + 0.5 * torch.rand(weight.shape, generator=generator)
+    torch.save(content, trained / "other.ckpt")
+    return trained / "other.ckpt"
+
+
+def test_an_ensemble_predicts_what_evaluate_scores(
+    checkpoint, other, predict_tiny, tmp_path, compose_config, cache_dir
+):
+    both = f"ckpt=[{checkpoint},{other}]"
+    keys = [both, "predictions=true", "panels=0", f"data.cache_dir={cache_dir}", "data.eval_batch_size=1"]
+    evaluate(compose_config([*keys, "trainer.accelerator=cpu"], name="evaluate"), tmp_path / "scored")
+    (folder,) = {path.parents[1] for path in cache_dir.rglob("leftImg8bit/val/*/*.png")}
+    together, alone = predict_tiny(folder, both, output="both"), predict_tiny(folder, output="alone")
+    differ = 0
+    for path in (tmp_path / "scored/label_ids").iterdir():
+        (ours,) = (together / "label_ids").rglob(path.name.replace("_pred_labelIds", "_leftImg8bit"))
+        np.testing.assert_array_equal(read(ours), read(path))
+        differ += np.sum(read(ours) != read(alone / ours.relative_to(together)))
+    assert differ
+    with pytest.raises(ConfigError, match="holds predictions of another checkpoint_sha256"):
+        predict_tiny(folder, output="both")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda own: own["label_space"]["class_names"].__setitem__(0, "street"), "of the same classes"),
+        (lambda own: own["config"]["data"].update(scale=0.5), "found data.scale=0.5 and 1.0, expected one"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_no_ensemble(change, message, checkpoint, predict_tiny, tmp_path):
+    picture(tmp_path / "in/a.png")
+    content = torch.load(checkpoint, weights_only=True)
+    change(content["cityseg"])
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CitysegError, match=message):
+        predict_tiny(tmp_path / "in", f"ckpt=[{checkpoint},{tmp_path}/other.ckpt]")
+
+
 def test_every_output_says_the_same(predict_tiny, checkpoint, tmp_path):
     photo = picture(tmp_path / "in/a.png", 33, 47)
     output = predict_tiny(tmp_path / "in", "save=[label_ids,train_ids,color,overlay,confidence,soft]", "alpha=0.25")
@@ -132,16 +177,6 @@ def test_pictures_are_turned_as_a_viewer_shows_them(tmp_path, ending):
     np.testing.assert_array_equal(read_picture(tmp_path / f"turned.{ending}"), np.rot90(pixels, -1))
 
 
-def bomb(width, height):
-    """A PNG of a few hundred bytes whose header promises many pixels."""
-    buffer = io.BytesIO()
-    Image.new("1", (width, 1)).save(buffer, "png")
-    data = bytearray(buffer.getvalue())
-    data[20:24] = struct.pack(">I", height)
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    return bytes(data)
-
-
 def test_bad_files_are_named_and_the_rest_is_predicted(tmp_path, predict_tiny):
     folder = tmp_path / "in"
     picture(folder / "deep/er/good.jpg")
@@ -157,11 +192,33 @@ def test_bad_files_are_named_and_the_rest_is_predicted(tmp_path, predict_tiny):
     with pytest.raises(DataError) as error:
         predict_tiny(folder, "save=color")
     message = str(error.value)
-    for name in ("cut.jpg: ", "text.png: ", "empty.png: 0 bytes", "clip.mp4: ", "bomb.png: ", "large.png: 10000x10000"):
+    for name in (
+        "cut.jpg: ",
+        "text.png: ",
+        "empty.png: 0 bytes",
+        "clip.mp4: ",
+        "bomb.png: ",
+        "large.png: found 10000x10000",
+    ):
         assert name in message
+    assert "expected at most 89478485 pixels" in message
+    assert "raise max_pixels" in message
     assert not any(name in message for name in ("good", "one", "notes"))
     assert results(tmp_path / "out") == ["color/deep/er/good.png", "color/one.png", "prediction.json"]
     assert read(tmp_path / "out/color/one.png").shape == (1, 1, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_and_videos_may_have_as_many_pixels_as_the_key_says(tmp_path, predict_tiny):
+    picture(tmp_path / "in/good.png", 32, 48)
+    film(tmp_path / "in/clip.avi", 34, 46)
+    with pytest.raises(DataError, match=r"(?s)clip.avi: found 46x34, expected at most 1536.*") as error:
+        predict_tiny(tmp_path / "in", "save=color", "max_pixels=1536")
+    assert "good" not in str(error.value)
+    (tmp_path / "bomb.png").write_bytes(bomb(20_000, 20_000))  # more than Pillow alone would open
+    assert read_header(tmp_path / "bomb.png", 20_000**2)[:2] == (20_000, 20_000)
+    with pytest.raises(FileProblem, match=r"found 20000x20000, expected at most 399999999 pixels"):
+        read_picture(tmp_path / "bomb.png", 20_000**2 - 1)
 
 
 def test_a_second_run_does_what_is_missing_and_overwrite_all(tmp_path, predict_tiny, caplog):

@@ -49,13 +49,14 @@ def predicted_map(logits: Tensor, void: Tensor, kind: AuxiliaryMap) -> Tensor:
     Returns:
         ``(B, M, H, W)`` float32 in 0..1, M as :func:`map_channels`.
     """
-    probabilities = logits.float().softmax(dim=1)
+    # Classes last, as they lie in memory: along another dimension a softmax takes several times as long.
+    probabilities = logits.movedim(1, -1).softmax(dim=-1, dtype=torch.float32)
     if kind == "probabilities":
-        chosen = probabilities
+        chosen = probabilities.movedim(-1, 1)
     else:
         last = max(logits.shape[1] - 1, 1)
-        index = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32).view(1, -1, 1, 1)
-        chosen = (probabilities * index).sum(dim=1, keepdim=True) / last
+        index = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
+        chosen = (probabilities * index).sum(dim=-1).unsqueeze(1) / last
         if kind == "straight_through":
             hard = logits.argmax(dim=1, keepdim=True).float() / last
             chosen = hard + (chosen - chosen.detach())

@@ -63,9 +63,9 @@ class Boundaries:
         if not 0 < share < 1:
             raise ConfigError(f"boundary: found {share}, expected a share of the diagonal such as 0.005")
         self._names, self._share, self._ignore_index = class_names, share, ignore_index
-        # Pixels of each class: in both bands, in either; of the predicted outline near the true one, of it all; vice
-        # versa.
-        self._counts = np.zeros((6, len(class_names)), np.int64)
+        # Pixels of each class: in both bands, the true one, the predicted one; of the true outline, the predicted one;
+        # of the predicted outline near the true one, and vice versa.
+        self._counts = np.zeros((7, len(class_names)), np.int64)
 
     def update(self, prediction: ByteArray, target: ByteArray) -> None:
         """Count the pixels of one image.
@@ -75,28 +75,24 @@ class Boundaries:
             target: ``(H, W)`` uint8 train ids.
         """
         void = target == self._ignore_index
-        truth = np.where(void, np.uint8(VOID), target)
-        predicted = np.where(void, np.uint8(VOID), prediction)
         distance = max(round(self._share * float(np.hypot(*target.shape))), 1)
-        bands = [_classes_where(labels, _band(labels, distance)) for labels in (truth, predicted)]
-        lines = [_classes_where(labels, _outline(labels)) for labels in (truth, predicted)]
-        both = np.bincount(bands[0][bands[0] == bands[1]], minlength=256)
-        sums = [np.bincount(labels.ravel(), minlength=256) for labels in (*bands, *lines)]
-        near = [np.zeros(256, np.int64), np.zeros(256, np.int64)]
-        classes = len(self._names)
-        for train_id in np.flatnonzero(sums[2][:classes] * sums[3][:classes]):
-            masks = [(line == train_id).astype(np.uint8) for line in lines]
-            for i, mask in enumerate(masks):
-                reached = cv2.dilate(masks[1 - i], _square(distance))
-                near[i][train_id] = np.count_nonzero(mask & reached)
-        counts = (both, sums[0] + sums[1] - both, near[1], sums[3], near[0], sums[2])
-        self._counts += np.stack(counts)[:, :classes]
+        kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
+        maps = [np.where(void, np.uint8(VOID), labels) for labels in (target, prediction)]
+        bands = [np.where(_band(labels, kernel), labels, np.uint8(VOID)) for labels in maps]
+        lines = [np.where(_outline(labels), labels, np.uint8(VOID)) for labels in maps]
+        chosen = (bands[0][bands[0] == bands[1]], *bands, *lines)
+        counts = [np.bincount(labels.ravel(), minlength=256)[: len(self._names)] for labels in chosen]
+        self._counts[:5] += counts
+        for train_id in np.flatnonzero(counts[3] * counts[4]):
+            true, predicted = ((line == train_id).astype(np.uint8) for line in lines)
+            self._counts[5, train_id] += np.count_nonzero(predicted & cv2.dilate(true, kernel))
+            self._counts[6, train_id] += np.count_nonzero(true & cv2.dilate(predicted, kernel))
 
     def scores(self) -> BoundaryScores:
         """The scores of everything counted so far."""
-        both, either, precise, predicted, recalled, true = self._counts.astype(np.float64)
+        both, true_band, predicted_band, true, predicted, precise, recalled = self._counts.astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
-            iou = both / either
+            iou = both / (true_band + predicted_band - both)
             precision, recall = np.nan_to_num(precise / predicted), np.nan_to_num(recalled / true)
             f1 = np.where(precision + recall > 0, 2 * precision * recall / (precision + recall), 0.0)
         f1[predicted + true == 0] = np.nan
@@ -108,10 +104,9 @@ class Boundaries:
         }
 
 
-def _band(labels: ByteArray, distance: int) -> BoolArray:
-    """Pixels within a distance of another class, of void or of the edge: all classes at once, ``(H, W)``."""
+def _band(labels: ByteArray, kernel: ByteArray) -> BoolArray:
+    """Pixels with another class, void or the edge under the kernel: all classes at once, ``(H, W)``."""
     padded = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(VOID,))
-    kernel = _square(distance)
     differs = (cv2.dilate(padded, kernel) != padded) | (cv2.erode(padded, kernel) != padded)
     return np.asarray(differs[1:-1, 1:-1], np.bool_)
 
@@ -120,14 +115,6 @@ def _outline(labels: ByteArray) -> BoolArray:
     """Pixels beside another class, ``(H, W)``; void and what lies outside the image are neutral."""
     highest = cv2.dilate(np.where(labels == VOID, np.uint8(0), labels), _KING)
     return np.asarray((highest > labels) | (cv2.erode(labels, _KING) < labels), np.bool_)
-
-
-def _classes_where(labels: ByteArray, chosen: BoolArray) -> ByteArray:
-    return np.where(chosen, labels, np.uint8(VOID))
-
-
-def _square(distance: int) -> ByteArray:
-    return np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cityseg import __version__
 from cityseg.errors import CheckpointError
 from cityseg.labels import LabelSpace
+from cityseg.paths import check_checkpoints
 
 KEY = "cityseg"
 FORMAT = 1
@@ -74,11 +75,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: if the file is missing, damaged, needs code to load, or was not written by cityseg.
     """
-    if not path.is_file():
-        there = (
-            f"; {path.parent} holds {', '.join(sorted(p.name for p in path.parent.iterdir()))}" * path.parent.is_dir()
-        )
-        raise CheckpointError(f"ckpt={path}: no such file{there}")
+    check_checkpoints(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -36,14 +39,19 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
         config_dir: where the configs are, to find the nearest key to a wrong one.
         config_name: the primary config.
     """
+    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    # Hydra copies its store, with the configs of all plugins in it, for each group that --help lists; loading from it
+    # gives copies as it is.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     # Hydra's own ${hydra:...} is not there yet when it names the folder of a sweep.
     OmegaConf.register_new_resolver("run_name", lambda name, model, data: name or f"{model}-{data}", replace=True)
     # A sweep that was given a name has one folder, so that the same command goes on with it.
     OmegaConf.register_new_resolver("sweep_time", lambda name, now: "" if name else now, replace=True)
     arguments = expand_generator(expand_resume(sys.argv[1:]))
-    sys.argv[1:] = multirun_first([quote_path(argument) for argument in arguments])
+    arguments = multirun_first([quote_path(argument) for argument in arguments])
+    sys.argv[1:] = one_writer(arguments, os.environ)
     # Hydra then raises what went wrong instead of printing a shortened traceback of its own.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     failure = _attempt(main, config_dir, config_name)
@@ -184,6 +192,24 @@ def expand_generator(arguments: Sequence[str]) -> list[str]:
     return [re.sub(r"^generator=", "model@model.generator=", argument) for argument in arguments]
 
 
+def one_writer(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Keep every process but the first from writing logs and configs; where no folder is named, it has a passing one.
+
+    torchrun and srun start each process by itself, and Hydra would make a run folder for each.
+
+    >>> one_writer(["hydra.run.dir=run"], {"RANK": "1"})
+    ['hydra.run.dir=run', 'hydra/job_logging=none', 'hydra.output_subdir=null']
+    """
+    if all(environment.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")):
+        return list(arguments)
+    quiet = [*arguments, "hydra/job_logging=none", "hydra.output_subdir=null"]
+    if any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        return quiet
+    folder = tempfile.mkdtemp(prefix="cityseg-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return [*quiet, f"hydra.run.dir={quoted(folder)}"]
+
+
 def multirun_first(arguments: Sequence[str]) -> list[str]:
     """Let ``-m`` stand anywhere: Hydra's parser takes overrides only in one stretch.
 
@@ -198,7 +224,7 @@ def nearest_key(overrides: Sequence[str], config_dir: Path, config_name: str) ->
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from cityseg.runs.keys import dotted_keys
+    from cityseg.keys import dotted_keys
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir), version_base="1.3"):

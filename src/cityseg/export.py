@@ -10,7 +10,8 @@ output 1     ``probabilities``              ``(N, C, H, W)`` float32, in the ord
 
 ``onnx`` is for onnxruntime (``examples/onnx_predict.py`` is a whole program), ``exported`` for ``torch.export.load``,
 ``torchscript`` for ``torch.jit.load``, which torch keeps but no longer develops. Each carries texts by name: JSON
-``label_space`` (class names, colours, label ids), ``model``, ``training``, ``photos``, and the version of ``cityseg``.
+``label_space`` (class names, colours, label ids), ``model``, ``training`` (its ``scale`` is that of the photos it saw:
+the file does not scale), ``photos``, and the version of ``cityseg``.
 
 ``safetensors`` holds the weights alone, and the same texts. To go on with the network in Python::
 
@@ -23,17 +24,17 @@ output 1     ``probabilities``              ``(N, C, H, W)`` float32, in the ord
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
-import io
 import logging
 import os
-import warnings
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
+from warnings import catch_warnings
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +62,17 @@ class Predictor(nn.Module):
     The same rules as :class:`SegmentationNetwork`, which in Python also checks what it is given.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, network: SegmentationNetwork) -> None:
         """Copy the network, in eval mode."""
         super().__init__()
         network = copy.deepcopy(network).eval()
-        _replace_pooling(network.body)
+        for parent in list(network.body.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.AdaptiveAvgPool2d):
+                    setattr(parent, name, MatrixPooling(cast(Any, child.output_size)))
         self.body = network.body
         self.divisor = 1 if network.fixed_size else network.divisor
         self.least = -(-network.min_size // self.divisor) * self.divisor
@@ -79,7 +86,7 @@ class Predictor(nn.Module):
         """See :data:`Predict`."""
         height, width = photos.shape[2:]
         padded = self._padded(height), self._padded(width)
-        x = photos.to(torch.float32) * cast(Tensor, self.scale) + cast(Tensor, self.shift)
+        x = photos.to(torch.float32) * self.scale + self.shift
         logits = self.body(F.pad(x, (0, padded[1] - width, 0, padded[0] - height)))
         if self._enlarges:
             logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
@@ -117,28 +124,17 @@ def _bins(count: int, length: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / inside.sum(dim=1, keepdim=True)
 
 
-def _replace_pooling(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.AdaptiveAvgPool2d):
-            setattr(module, name, MatrixPooling(cast(Any, child.output_size)))
-        else:
-            _replace_pooling(child)
-
-
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """A kind of file.
 
     Attributes:
         suffix: of its name.
-        write: network, path and texts -> the file.
-        read: path and network -> what the file does; the network is for formats that hold no operations.
+        write: network, path and texts -> what the file that is now there does.
         packages: what is needed beside cityseg's own dependencies.
     """
 
     suffix: str
-    write: Callable[[SegmentationNetwork, Path, Mapping[str, str]], None]
-    read: Callable[[Path, SegmentationNetwork], Predict]
+    write: Callable[[SegmentationNetwork, Path, Mapping[str, str]], Predict]
     packages: tuple[str, ...] = ()
 
 
@@ -178,12 +174,11 @@ def write(name: str, network: SegmentationNetwork, output: Path, texts: Mapping[
     size = "any H and W" if network.fixed_size is None else "H={}, W={} only".format(*network.fixed_size)
     texts = {**texts, "photos": f"(N, 3, H, W) uint8 RGB, 0 to 255, {size}"}
     output.parent.mkdir(parents=True, exist_ok=True)
-    fresh = output.with_name(f".{output.stem}.new{kind.suffix}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".", dir=output.parent) as folder:
+        fresh = Path(folder, f"network{kind.suffix}")
         try:
             with _quiet(), torch.no_grad():
-                kind.write(network.eval(), fresh, texts)
-                found = difference(network, kind.read(fresh, network))
+                found = difference(network.eval(), kind.write(network, fresh, texts))
         except Exception as error:  # what exporters and runtimes raise has no common base
             reason = " ".join(str(error).split())[:300]
             raise ExportError(
@@ -196,8 +191,6 @@ def write(name: str, network: SegmentationNetwork, output: Path, texts: Mapping[
                 f"network's, expected at most tolerance={tolerance:.2g}"
             )
         os.replace(fresh, output)
-    finally:
-        fresh.unlink(missing_ok=True)
     return found
 
 
@@ -216,106 +209,80 @@ def difference(network: SegmentationNetwork, predict: Predict) -> float:
     return worst.item()
 
 
-def _exported(network: SegmentationNetwork) -> torch.export.ExportedProgram:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what the exporters print and warn of: an error tells what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with catch_warnings(action="ignore"), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _example(network: SegmentationNetwork) -> Tensor:
+    batch, *size = SIZES[0]
+    return torch.zeros(batch, 3, *(network.fixed_size or size), dtype=torch.uint8)
+
+
+def _program(network: SegmentationNetwork) -> torch.export.ExportedProgram:
     from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
 
     # Dimensions without an example's value: otherwise guards forbid one photo, or photos below the stride.
-    names = ("batch",) if network.fixed_size else ("batch", "height", "width")
-    batch, *size = (ShapeVar(name, min=1) for name in names)
-    spec = ShapesSpec(params=ParamsSpec({"photos": TensorSpec([batch, 3, *(size or network.fixed_size or ())])}))
+    batch, height, width = (ShapeVar(name, min=1) for name in ("batch", "height", "width"))
+    spec = ShapesSpec(params=ParamsSpec({"photos": TensorSpec([batch, 3, *(network.fixed_size or (height, width))])}))
     program = torch.export.export(Predictor(network), (_example(network),), dynamic_shapes=spec)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
 
 
-def _example(network: SegmentationNetwork) -> Tensor:
-    batch, height, width = SIZES[0]
-    return torch.zeros(batch, 3, *(network.fixed_size or (height, width)), dtype=torch.uint8)
+def _exported(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> Predict:
+    torch.export.save(_program(network), path, extra_files=dict(texts))
+    return torch.export.load(path).module()
 
 
-def _write_exported(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> None:
-    torch.export.save(_exported(network), path, extra_files=dict(texts))
-
-
-def _read_exported(path: Path, network: SegmentationNetwork) -> Predict:
-    return cast(Predict, torch.export.load(path).module())
-
-
-def _write_onnx(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> None:
+def _onnx(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> Predict:
     import onnx_ir
 
-    program = torch.onnx.export(
-        _exported(network), (), input_names=["photos"], output_names=_OUTPUTS, verbose=False, external_data=False
+    program: Any = torch.onnx.export(
+        _program(network), (), input_names=["photos"], output_names=_OUTPUTS, verbose=False, external_data=False
     )
-    assert program is not None
     graph = program.model.graph
     for node in graph:
         node.metadata_props.clear()  # where in Python each operation came from
     for value in (*graph.inputs, *graph.outputs):  # torch names dimensions u0, u1, u2, and expressions of these
         names = ("batch", "height", "width") if value.name == "train_ids" else ("batch", "", "height", "width")
-        found = value.shape or ()
-        value.shape = onnx_ir.Shape([n if not isinstance(d, int) else d for d, n in zip(found, names, strict=True)])
+        dims = zip(value.shape, names, strict=True)
+        value.shape = onnx_ir.Shape([dim if isinstance(dim, int) else name for dim, name in dims])
     program.model.metadata_props.update(texts)
     program.save(path)
+    runtime: Any = importlib.import_module("onnxruntime")  # has no type information
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda photos: cast(Any, tuple(map(torch.from_numpy, session.run(_OUTPUTS, {"photos": photos.numpy()}))))
 
 
-def _read_onnx(path: Path, network: SegmentationNetwork) -> Predict:
-    onnxruntime = importlib.import_module("onnxruntime")  # has no type information
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def predict(photos: Tensor) -> tuple[Tensor, Tensor]:
-        train_ids, probabilities = session.run(_OUTPUTS, {"photos": photos.numpy()})
-        return torch.from_numpy(train_ids), torch.from_numpy(probabilities)
-
-    return predict
+def _torchscript(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> Predict:
+    jit: Any = torch.jit  # has little type information
+    jit.save(jit.trace(Predictor(network), (_example(network),), check_trace=False), path, _extra_files=dict(texts))
+    return cast(Predict, jit.load(path))
 
 
-def _write_torchscript(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> None:
-    traced = cast(Any, torch.jit.trace)(Predictor(network), (_example(network),), check_trace=False)
-    torch.jit.save(traced, path, _extra_files=dict(texts))
+def _safetensors(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> Predict:
+    from safetensors.torch import load_file, save
 
-
-def _read_torchscript(path: Path, network: SegmentationNetwork) -> Predict:
-    return cast(Predict, cast(Any, torch.jit).load(path))
-
-
-def _write_safetensors(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    save_file({key: weight.contiguous() for key, weight in network.state_dict().items()}, path, dict(texts))
-
-
-def _read_safetensors(path: Path, network: SegmentationNetwork) -> Predict:
-    from safetensors.torch import load_file
-
+    # Not save_file, whose files none but their owner may read.
+    path.write_bytes(save({key: weight.contiguous() for key, weight in network.state_dict().items()}, dict(texts)))
     read = copy.deepcopy(network)
-    for weight in read.state_dict().values():
-        weight.zero_()
     read.load_state_dict(load_file(path))
     return Predictor(read)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to itself what the exporters print and warn of: an error tells what matters."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            yield
-    finally:
-        logging.disable(before)
-
-
 FORMATS = {
-    "onnx": Format(".onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "exported": Format(".pt2", _write_exported, _read_exported),
-    "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
-    "safetensors": Format(".safetensors", _write_safetensors, _read_safetensors),
+    "onnx": Format(".onnx", _onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "exported": Format(".pt2", _exported),
+    "torchscript": Format(".pt", _torchscript),
+    "safetensors": Format(".safetensors", _safetensors),
 }
-"""Name in the config -> how it is written and read."""
+"""Name in the config -> how it is written."""

@@ -75,16 +75,11 @@ class Instances:
         chosen = instance_ids > 1000
         ids, predicted = instance_ids[chosen], self._space.to_label_ids(prediction[chosen])
         labels = ids // 1000
-        pixels = np.bincount(ids)
-        present = np.flatnonzero(pixels)
-        label = present // 1000
-        weight = _SIZES[label] / pixels[present]
-        for sums, hit in (
-            (self._hits, predicted == labels),
-            (self._category_hits, _CATEGORY[predicted] == _CATEGORY[labels]),
-        ):
-            np.add.at(sums, label, weight * np.bincount(ids[hit], minlength=len(pixels))[present])
-        np.add.at(self._weights, label, weight * pixels[present])
+        hits = predicted == labels, _CATEGORY[predicted] == _CATEGORY[labels]
+        pixels, *hit = (np.bincount(x, minlength=256_000).reshape(256, 1000) for x in (ids, ids[hits[0]], ids[hits[1]]))
+        weight = _SIZES[:, None] / np.maximum(pixels, 1)
+        for sums, count in zip((self._weights, self._hits, self._category_hits), (pixels, *hit), strict=True):
+            sums += (weight * count).sum(axis=1)
 
     def scores(self, confusion: IntArray) -> InstanceScores:
         """The scores of everything counted so far.

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from cityseg.errors import ConfigError
 from cityseg.labels import VOID
 
+CHUNK = 2**15
+"""Pixels whose float32 logits stay in the cache of a CPU."""
+
 
 class SegmentationLoss(nn.Module, ABC):
     """What all losses here share: the checks, float32, void, and the class weights.
@@ -71,16 +74,28 @@ class SegmentationLoss(nn.Module, ABC):
                 f"(B, {self.num_classes}, H, W) and (B, H, W)"
             )
         with torch.autocast(logits.device.type, enabled=False):
-            return self.compute(logits.float(), target.long())
+            return self.compute(logits, target.long())
 
     @abstractmethod
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of float32 logits ``(B, C, H, W)`` and int64 train ids ``(B, H, W)``, a float32 scalar."""
+        """The float32 loss, a scalar, of logits ``(B, C, H, W)`` of any precision and int64 train ids ``(B, H, W)``."""
 
-    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Unweighted cross-entropy of each pixel, ``(B, H, W)``; 0 where the target is void."""
-        # Not reduced by torch, which refuses to on CUDA when deterministic algorithms are asked for.
-        return F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+    def cross_entropy(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Cross-entropy of each pixel, ``(B, H, W)`` float32; 0 where the target is void."""
+        # Classes last, as they lie in memory, and on a CPU few pixels at a time: several times as fast as one call for
+        # all of (B, C, H, W).
+        chunk = CHUNK if logits.device.type == "cpu" else max(target.numel(), 1)
+        pixels = torch.split(logits.movedim(1, -1).reshape(-1, self.num_classes), chunk)
+        losses = [
+            F.cross_entropy(
+                some.float(), ids, weight, ignore_index=self.ignore_index, reduction="none",
+                label_smoothing=label_smoothing,
+            )
+            for some, ids in zip(pixels, torch.split(target.flatten(), chunk), strict=True)
+        ]  # fmt: skip
+        return torch.cat(losses).view(target.shape)
 
     def pixel_weights(self, target: Tensor) -> Tensor:
         """Class weight of each pixel's class, ``(B, H, W)`` float32; 0 where the target is void."""
@@ -120,14 +135,7 @@ class CrossEntropyLoss(SegmentationLoss):
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`SegmentationLoss.compute`."""
-        per_pixel = F.cross_entropy(
-            logits,
-            target,
-            weight=self.class_weights,
-            ignore_index=self.ignore_index,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
+        per_pixel = self.cross_entropy(logits, target, self.class_weights, self.label_smoothing)
         return _ratio(per_pixel.sum(), self.pixel_weights(target).sum())
 
 
@@ -204,7 +212,7 @@ class DiceLoss(SegmentationLoss):
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`SegmentationLoss.compute`."""
-        probabilities = logits.softmax(dim=1)
+        probabilities = logits.softmax(dim=1, dtype=torch.float32)
         valid = (target != self.ignore_index).unsqueeze(1)
         ids = target.unsqueeze(1).where(valid, 0)
         truth = (ids == torch.arange(self.num_classes, device=ids.device).view(1, -1, 1, 1)) & valid  # (B, C, H, W)
@@ -232,10 +240,10 @@ class LovaszLoss(SegmentationLoss):
         """
         valid = target != self.ignore_index
         ids = target[valid]  # (P,)
-        probabilities = logits.softmax(dim=1).movedim(1, 0)[:, valid]  # (C, P)
+        probabilities = logits.softmax(dim=1, dtype=torch.float32).movedim(1, 0)[:, valid]  # (C, P)
         present: list[int] = torch.unique(ids).tolist()
         if not present:
-            return logits.sum() * 0
+            return logits.float().sum() * 0
         if present[0] < 0 or present[-1] >= self.num_classes:
             raise ValueError(f"found train ids {present}, expected 0 to {self.num_classes - 1} or {self.ignore_index}")
         losses = torch.stack([_lovasz_extension(probabilities[c], ids == c) for c in present])

@@ -1,48 +1,15 @@
-"""Everything from one confusion matrix: the metric that collects it, and the scores the Cityscapes way.
-
-The conventions are those of ``cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling``: one matrix over
-a whole split, void pixels of the truth left out, a class that occurs neither in truth nor in prediction left
-out of the means.
-"""
+"""The metric that collects the confusion matrix of a split; :mod:`cityseg.scores` makes figures of it."""
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from cityseg.errors import ConfigError, DataError
-from cityseg.labels import VOID, LabelSpace
-
-CountArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
-
-
-class ClassScores(TypedDict):
-    """Scores of one class as fractions; ``None`` where the class does not occur."""
-
-    iou: float | None
-    accuracy: float | None
-    dice: float | None
-    pixels: int
-
-
-class Scores(TypedDict):
-    """What :func:`scores_from_confusion` gives; fractions, ``None`` where nothing was there to score."""
-
-    miou: float | None
-    mpa: float | None
-    pixel_accuracy: float | None
-    fwiou: float | None
-    dice: float | None
-    category_miou: NotRequired[float | None]
-    category_iou: NotRequired[dict[str, float | None]]
-    per_class: dict[str, ClassScores]
-    confusion_matrix: list[list[int]]
+from cityseg.errors import DataError
+from cityseg.labels import VOID
 
 
 class SegmentationMetrics(MulticlassJaccardIndex):
@@ -93,10 +60,13 @@ class SegmentationMetrics(MulticlassJaccardIndex):
             self._validate(preds, target)
         cells = self.num_classes**2
         # In 32 bits and in place: most of the time goes into moving the index through memory.
-        index = target.to(torch.int32, copy=True).mul_(self.num_classes).add_(preds)
-        # Void goes to a cell of its own past the end: dropping it by a mask would wait for the device.
-        index.masked_fill_(target.eq(self.ignore_index), cells)
-        counts = torch.bincount(index.flatten(), minlength=cells)[:cells]
+        index = target.to(torch.int32, copy=True)
+        if self.ignore_index < self.num_classes:
+            index.masked_fill_(target.eq(self.ignore_index), self.num_classes)
+        # Void is counted in cells past the end: dropping it by a mask would wait for the device.
+        counts = torch.bincount(index.mul_(self.num_classes).add_(preds.to(torch.int32)).flatten(), minlength=cells)[
+            :cells
+        ]
         self.confmat += counts.view(self.num_classes, self.num_classes)
 
     def _validate(self, preds: Tensor, target: Tensor) -> None:
@@ -113,82 +83,3 @@ class SegmentationMetrics(MulticlassJaccardIndex):
                     f"{what}: found train ids {wrong[:10]}, expected 0 to {self.num_classes - 1} "
                     f"(void is {self.ignore_index}). Label ids instead of train ids?"
                 )
-
-
-def scores_from_confusion(confusion: CountArray, label_space: LabelSpace) -> Scores:
-    """All scores of a split, ready for JSON, in float64 from integer counts.
-
-    A class with neither true nor predicted pixels has no IoU (``None``) and is left out of the means. A class
-    that is predicted but never true has IoU 0, which counts, and no accuracy. Category scores merge the rows
-    and columns of a category's classes first, so confusing two classes of one category is no error there;
-    they are given only if the label space has categories.
-
-    Args:
-        confusion: ``(C, C)`` int64 pixel counts, rows truth, columns prediction, void left out.
-        label_space: the classes, in the order of the matrix.
-
-    Returns:
-        ``miou``; ``mpa``, the mean class accuracy over the classes with true pixels; ``pixel_accuracy``;
-        ``fwiou``, the IoU weighted by each class's share of the true pixels; ``dice``, the mean over the
-        classes that occur; ``category_iou`` and their mean ``category_miou``; ``per_class``;
-        ``confusion_matrix``.
-
-    Raises:
-        ConfigError: if the matrix is not one row and one column for each class.
-    """
-    classes = label_space.num_classes
-    if confusion.shape != (classes, classes):
-        raise ConfigError(
-            f"found a confusion matrix {confusion.shape}, expected {(classes, classes)} for label space "
-            f"{label_space.name!r}"
-        )
-    hits, truth, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    iou = _iou(confusion)
-    accuracy = _divide(hits, truth)
-    dice = _divide(2 * hits, truth + predicted)
-    total = truth.sum()
-    scores: Scores = {
-        "miou": _mean(iou),
-        "mpa": _mean(accuracy),
-        "pixel_accuracy": float(hits.sum() / total) if total else None,
-        "fwiou": float((truth[truth > 0] * iou[truth > 0]).sum() / total) if total else None,
-        "dice": _mean(dice),
-        "per_class": {
-            name: {
-                "iou": _number(iou[i]),
-                "accuracy": _number(accuracy[i]),
-                "dice": _number(dice[i]),
-                "pixels": int(truth[i]),
-            }
-            for i, name in enumerate(label_space.class_names)
-        },
-        "confusion_matrix": confusion.tolist(),
-    }
-    if label_space.categories:
-        names = list(dict.fromkeys(label_space.categories))
-        member = np.array([[category == name for name in names] for category in label_space.categories], np.int64)
-        category_iou = _iou(member.T @ confusion @ member)
-        scores["category_iou"] = {name: _number(value) for name, value in zip(names, category_iou, strict=True)}
-        scores["category_miou"] = _mean(category_iou)
-    return scores
-
-
-def _iou(confusion: CountArray) -> FloatArray:
-    hits = confusion.diagonal()
-    return _divide(hits, confusion.sum(axis=0) + confusion.sum(axis=1) - hits)
-
-
-def _divide(part: CountArray, whole: CountArray) -> FloatArray:
-    """``part / whole`` in float64, NaN where ``whole`` is 0."""
-    quotient = np.full(whole.shape, np.nan)
-    np.divide(part, whole, out=quotient, where=whole > 0)
-    return quotient
-
-
-def _mean(values: FloatArray) -> float | None:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else None
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

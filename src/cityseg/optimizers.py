@@ -36,7 +36,10 @@ def build_optimizer(
         ConfigError: as :func:`parameter_groups`.
     """
     lr = float(factory([nn.Parameter(torch.zeros(()))]).defaults["lr"])
-    return factory(parameter_groups(network, lr, encoder_lr_factor=encoder_lr_factor, layer_decay=layer_decay))
+    optimizer = factory(parameter_groups(network, lr, encoder_lr_factor=encoder_lr_factor, layer_decay=layer_decay))
+    # A fused optimizer would undo the loss scale of float16 itself, too late for gradients to be clipped and logged.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def parameter_groups(

@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from cityseg.image_counts import ImageCounts, count_pixels, write_image_counts
 from cityseg.labels import custom_label_space
-from cityseg.metrics import scores_from_confusion
+from cityseg.scores import scores_from_confusion
 
 CLASSES = ("road", "sky", "car", "bus")
 SPACE = custom_label_space({name: (index, 0, 0) for index, name in enumerate(CLASSES)}, "four")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,16 @@ def save(array, path: Path, **options) -> Path:
 
 def photo(height=24, width=32, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def bomb(width, height) -> bytes:
+    """A PNG of a few hundred bytes whose header promises many pixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (width, 1)).save(buffer, "png")
+    data = bytearray(buffer.getvalue())
+    data[20:24] = struct.pack(">I", height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
 
 
 def seed_of(split, number):

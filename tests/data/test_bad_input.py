@@ -7,10 +7,11 @@ from PIL import Image
 from cityseg.data.folders import FoldersDataModule
 from cityseg.data.gtfine import GtFineDataModule
 from cityseg.data.pairs import PairsDataModule
-from cityseg.errors import DataError
+from cityseg.errors import ConfigError, DataError
 from tests.data.layouts import (
     CLASSES,
     OPTIONS,
+    bomb,
     composite,
     photo,
     save,
@@ -106,6 +107,24 @@ def test_damaged_files_are_named(gtfine, file, damage, words):
     assert words in text
     assert file in text
     assert "Fix: copy or download the file again" in text
+
+
+@pytest.mark.parametrize("file", [PHOTO, LABEL])
+def test_a_picture_above_the_limit_is_refused_by_its_header(gtfine, file):
+    (gtfine / file).write_bytes(bomb(20_000, 10_000))
+    text = gtfine_message(gtfine)
+    assert f"{file}: found 20000x10000, expected at most 178956970 pixels" in text
+    assert "Fix: scale it down, or raise data.max_pixels" in text
+    higher = gtfine_message(gtfine, max_pixels=200_000_000)
+    assert "20000x10000" in higher  # the other file is 32x24
+    assert "too large" not in higher
+
+
+def test_the_limit_is_the_last_number_that_is_allowed(gtfine):
+    GtFineDataModule(str(gtfine), **OPTIONS, max_pixels=24 * 32).index(["train"])
+    assert "found 32x24, expected at most 767 pixels" in gtfine_message(gtfine, max_pixels=767)
+    with pytest.raises(ConfigError, match=r"data\.max_pixels: found 0, expected a whole number"):
+        GtFineDataModule(str(gtfine), **OPTIONS, max_pixels=0)
 
 
 def test_a_truncated_jpeg_is_never_half_a_picture(tmp_path):

@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import chain
 
 import numpy as np
@@ -104,6 +105,28 @@ def test_evaluation_batches_hold_one_size_and_every_sample_once():
     shared = [index for rank in (0, 1) for batch in SameSizeBatches(sizes, 2, rank, 2) for index in batch]
     assert sorted(shared) == list(range(6))
     assert [len(SameSizeBatches(sizes[:3], 4, rank, 2)) for rank in (0, 1)] == [2, 1]  # none goes without
+
+
+def test_evaluation_batches_break_wherever_the_size_changes_or_they_are_full():
+    rng = np.random.default_rng(0)
+    sizes = np.repeat(rng.integers(4, 6, (40, 2)), rng.integers(1, 9, 40), axis=0).astype(np.int32)
+    expected, batch = [], []
+    for index, size in enumerate(sizes.tolist()):
+        if batch and (len(batch) == 3 or size != sizes[batch[0]].tolist()):
+            expected.append(batch)
+            batch = []
+        batch.append(index)
+    assert list(SameSizeBatches(sizes, 3)) == [*expected, batch]
+    assert list(SameSizeBatches(sizes[:0], 3)) == []
+
+
+def test_the_order_of_an_epoch_takes_little_memory_however_many_samples_there_are():
+    tracemalloc.start()
+    for probabilities in (None, np.full(20_000, 1 / 20_000)):
+        next(iter(TrainBatches(20_000, 4, seed=0, probabilities=probabilities)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / 20_000 < 100  # bytes; a list of keys takes three times as much
 
 
 @pytest.fixture

@@ -47,7 +47,10 @@ def run_pages(tmp_path_factory):
     runs = []
     for name, error in (("a", 0.2), ("b", 0.6)):
         made = pictures(3, error=error)
-        run = write_run(folder, [f"name={name}", LONG], made, config={"x" * 60: "y" * 90})
+        full = {"above": 0.5, "to": 1.0, "pixels": 9, "confidence": 0.9, "accuracy": 0.7}
+        calibration = {"ece": 0.2, "reliability": [full]}
+        config = {"x" * 60: "y" * 90}
+        run = write_run(folder, [f"name={name}", LONG], made, config=config, calibration=calibration)
         (run / "history.csv").write_text("epoch,train/loss,val/miou,lr\n1,2.0,0.2,1e-3\n2,1.0,0.4,1e-4\n")
         (run / "split.csv").write_text("file,part\na,train\nb,val\n")
         for index in range(3):
@@ -200,8 +203,11 @@ def test_slider_follows_a_finger_on_the_picture(open_page, run_pages):
 
 def test_pictures_stand_side_by_side_when_asked_for_and_without_scripts(open_page, run_pages):
     def apart(page):
-        boxes = [each.bounding_box() for each in page.locator(".panel").first.locator(".tiles img").all()]
-        return len({(round(box["x"]), round(box["y"])) for box in boxes}) == len(boxes) == 4
+        boxes = page.evaluate(  # in one step: the page may be scrolling
+            """[...document.querySelector('.panel').querySelectorAll('.tiles img')].map(
+                each => [each.getBoundingClientRect().left, each.getBoundingClientRect().top].map(Math.round))"""
+        )
+        return len({*map(tuple, boxes)}) == len(boxes) == 4
 
     page = open_page(run_pages["run"])
     assert not apart(page)
@@ -225,7 +231,7 @@ def test_pages_of_runs_show_all_their_parts_in_the_width_there_is(open_page, run
         summary.click()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    headings = {"run": "Classes, Confusion matrix, Curves, Split", "comparison": "Scores, Classes, Curves, Facts"}
+    headings = {"run": "Classes, Confusion matrix, Calibration, Split", "comparison": "Scores, Classes, Curves, Facts"}
     assert set(headings[which].split(", ")) <= set(texts(page, "h2"))
     assert all(box["width"] > 0 for box in (each.bounding_box() for each in page.locator(".tiles, table").all()))
 

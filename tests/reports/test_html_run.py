@@ -90,6 +90,31 @@ def test_confusion_matrix_is_that_of_metrics_json(report):
     assert counts == np.array(figures["confusion_matrix"])[:3, :3].ravel().tolist()
 
 
+def test_reliability_is_drawn_over_the_confidence_of_the_bins(tmp_path, made):
+    cells = [(0.0, 0.25, 0, None, None), (0.25, 0.5, 10, 0.4, 0.1), (0.5, 1.0, 30, 0.875, 1.0)]
+    table = [dict(zip(("above", "to", "pixels", "confidence", "accuracy"), cell, strict=True)) for cell in cells]
+    run = write_drawn_run(tmp_path, made, calibration={"ece": 0.16875, "reliability": table})
+    page = written(run)[1]
+    section = page.source[page.source.index('<h2 id="calibration">') : page.source.index('<h2 id="curves">')]
+    assert "16.88 %" in section
+    assert re.findall(r'<circle class="mark s1" cx="([\d.]+)%" cy="([\d.]+)%" r="4">', section) == [
+        ("40.0", "90.0"),
+        ("87.5", "0.0"),
+    ]
+    assert re.findall(r'<rect class="share" x="(.+?)%" y="(.+?)%" width="(.+?)%" height="(.+?)%"/>', section) == [
+        ("25.0", "75.0", "25.0", "25.0"),
+        ("50.0", "25.0", "50.0", "75.0"),
+    ]
+    assert '<line class="line diagonal" y1="100%" x2="100%"/>' in section
+    assert "confidence 87.5 %, accuracy 100.0 %, 75 % of the pixels" in section
+
+
+def test_a_table_without_pixels_is_not_drawn(tmp_path, made):
+    nothing = {"above": 0.0, "to": 1.0, "pixels": 0, "confidence": None, "accuracy": None}
+    run = write_drawn_run(tmp_path, made, calibration={"ece": None, "reliability": [nothing]})
+    assert "Calibration" not in written(run)[1].text
+
+
 def test_every_column_of_the_history_is_in_one_chart_or_said_to_be_0(report):
     _, page = report
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page.source)
@@ -125,6 +150,17 @@ def test_worst_images_come_first_with_scores_and_a_link_to_their_picture(report,
     assert captions == ["picture-1", "picture-2"]
     first = page.source.index('id="picture-1"')
     assert page.source[first : first + 200].count(f"<figcaption>{shown[0][9]} ") == 1  # the worse of the two
+
+
+def test_all_worst_images_are_shown_and_some_of_the_others(tmp_path):
+    run = write_drawn_run(tmp_path, pictures(3, images=60), names=[])
+    for number in range(60):
+        Image.new("RGB", (8, 8)).save(run / "predictions" / f"{number}.png")
+    page = written(run)[1]
+    shown = [found["alt"].removeprefix("panel of ") for tag, found in page.tags if tag == "img"]
+    worst = [name.removeprefix("foldNone/").removesuffix(".png") for name in page.table("worst")]
+    assert shown[:20] == worst
+    assert len(shown) == 36
 
 
 def test_pictures_are_apart_and_named(report):

@@ -10,12 +10,19 @@ from cityseg.runs.evaluation import evaluate
 from tests.data.layouts import CLASSES, photo, save, write_folders, write_gtfine
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def trained(run_tiny, tmp_path):
-    """A checkpoint trained on a data set of one's own."""
-    root = write_gtfine(tmp_path / "mine", size=(64, 64))
-    folder = run_tiny(f"data.root={root}", "model.pretrained=false")
-    return folder / "checkpoints/best.ckpt", root
+def trained(run_tiny, kept):
+    """A checkpoint trained on a data set of one's own, once for this file."""
+    root, ckpt = kept / "mine", kept / "best.ckpt"
+    if not ckpt.exists():
+        write_gtfine(root, size=(64, 64))
+        (run_tiny(f"data.root={root}", "model.pretrained=false") / "checkpoints/best.ckpt").rename(ckpt)
+    return ckpt, root
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from torch import nn
 
 from cityseg.checkpoints import load_checkpoint
 from cityseg.data.images import read_photo
+from cityseg.data.samples import Samples
 from cityseg.errors import CheckpointError, ConfigError
 from cityseg.image_counts import count_pixels
 from cityseg.labels import CITYSCAPES_LABELS, label_space
+from cityseg.reports.panels import panel
 from cityseg.runs import evaluation
 from cityseg.runs.evaluation import build_inference, evaluate
 from cityseg.runs.objects import build_network
-from cityseg.runs.scoring import Cost, image_scores
+from cityseg.runs.scoring import Cost, PerImage, image_scores
 from tests.data.layouts import CLASSES, write_folders
 
 pytestmark = pytest.mark.slow  # each trains or exports a network
@@ -224,6 +227,33 @@ def test_twenty_images_are_named_and_images_of_void_are_not():
     names = [str(number) for number in range(30)]
     worst = image_scores(names, count_pixels(prediction, target, 2))["worst"]
     assert [row["image"] for row in worst] == names[:20]
+
+
+def test_the_worst_images_are_drawn_with_photo_truth_and_errors(tmp_path):
+    rng = np.random.default_rng(0)
+    photos = rng.integers(0, 256, (30, 40, 40, 3), np.uint8)
+    target = np.zeros((30, 40, 40), np.uint8)
+    wrong = rng.permutation(30) // 2  # pairs of images are equally bad
+    for index, count in enumerate(wrong):
+        target[index, :count] = 1
+    target[5] = 255
+    prediction = np.zeros_like(target)
+    samples = Samples(tmp_path, np.array([f"{index:02d}.png" for index in range(30)], np.bytes_), None)
+    task = SimpleNamespace(label_space=SPACE)
+    per_image = PerImage(tmp_path, samples, draw=True)
+    for part in np.split(np.arange(30), 10):
+        pictures = {
+            "photo": torch.from_numpy(photos[part]).permute(0, 3, 1, 2),
+            "target": torch.from_numpy(target[part]),
+        }
+        per_image.on_scored(task, torch.from_numpy(prediction[part]), {"index": torch.from_numpy(part), **pictures})
+    per_image.on_test_end(None, task)
+    worst = [row["image"] for row in per_image.figures(task)["per_image"]["worst"]]
+    assert len(worst) == 20
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == sorted(worst)
+    index = int(worst[0][:2])
+    drawn = np.asarray(Image.open(tmp_path / "predictions" / worst[0]))
+    np.testing.assert_array_equal(drawn, panel(photos[index], target[index], prediction[index], SPACE))
 
 
 def test_boundary_and_calibration_are_choices(trained, run_evaluate):

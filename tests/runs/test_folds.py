@@ -71,6 +71,7 @@ def test_a_folds_checkpoint_is_scored_on_its_own_parts_or_the_folders(run_tiny, 
         evaluate(compose_config([checkpoint, "fold=2"], name="evaluate"), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_written_split_can_be_given_back(run_tiny):
     first = run_tiny(*FOLD, folder="first")
     fold = [word for word in FOLD if word != "fold=1"]
@@ -79,6 +80,7 @@ def test_a_written_split_can_be_given_back(run_tiny):
     assert figures(first)["confusion_matrix"] == figures(second)["confusion_matrix"]
 
 
+@pytest.mark.slow
 def test_clusters_are_found_in_the_folds_own_training_part(run_tiny):
     small = ("data=pairs", "data.labels=kmeans", "data.clusters=4")
     centers = [load_checkpoint(run_tiny(*FOLD, *small, f"fold={fold}", folder=f"fold{fold}") / "checkpoints/best.ckpt")

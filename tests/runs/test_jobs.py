@@ -44,6 +44,7 @@ def test_figures_of_an_earlier_run_do_not_outlive_the_start_of_another(run_tiny,
     assert not (folder / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_a_job_leaves_its_process_as_it_was(run_tiny):
     run_tiny(folder="warm")  # what is imported or opened once stays
     torch.manual_seed(5)

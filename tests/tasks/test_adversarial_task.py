@@ -126,6 +126,16 @@ def test_a_generator_step_has_no_weight_of_the_discriminator_on_its_tape():
     assert all(p.requires_grad for p in module.discriminator.parameters())
 
 
+def test_both_steps_see_the_labelling_of_one_pass():
+    module, seen = task(), []
+    module.network.register_forward_hook(lambda *_: seen.append("pass"))
+    module.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].detach().clone()))
+    fit(module, batches(1))
+    begin, _, fake, fake_again = seen
+    assert begin == "pass"
+    assert torch.equal(fake, fake_again)
+
+
 def test_accumulated_batches_count_once_in_the_running_statistics():
     normalised = network()
     normalised.body.insert(1, nn.BatchNorm2d(8))
@@ -255,9 +265,24 @@ def test_mixed_precision_trains_both(precision):
 
 def test_epoch_figures_show_both_sides():
     trainer = fit(task(), batches(2), log_every_n_steps=1)
-    for name in ("loss", "adversarial_loss", "discriminator_loss", "discriminator_real_accuracy",
-                 "discriminator_fake_accuracy", "generator_gradient_norm", "discriminator_gradient_norm"):  # fmt: skip
-        assert torch.isfinite(trainer.callback_metrics[f"train/{name}"]), name
+    for name in ("train/loss", "train/adversarial_loss", "train/discriminator_loss",
+                 "train/discriminator_real_accuracy", "train/discriminator_fake_accuracy", "optim/gradient_norm",
+                 "optim/discriminator_gradient_norm"):  # fmt: skip
+        assert torch.isfinite(trainer.callback_metrics[name]), name
+
+
+def test_the_loss_of_an_epoch_is_of_all_its_batches(monkeypatch):
+    losses, supervised = [], AdversarialTask.supervised
+
+    def noted(self, batch):
+        labelled = supervised(self, batch)
+        losses.append(float(labelled[1]))
+        return labelled
+
+    monkeypatch.setattr(AdversarialTask, "supervised", noted)
+    trainer = fit(task(), batches(3))
+    assert len(losses) == 3
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(sum(losses) / 3, rel=1e-5)
 
 
 def test_the_summary_counts_both_networks():

@@ -6,21 +6,29 @@ import csv
 import io
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from cityseg.data.loading import Batch
 from cityseg.files import write_text
+from cityseg.reports.run_files import read_history
 
 log = logging.getLogger(__name__)
+
+COLUMNS = re.compile(r"(train|val)/(?!.*_step$).*|optim/.*gradient_norm")
+"""Logged figures that are columns of the history; the others have other names there, or belong to steps."""
 
 
 class History(pl.Callback):
     """Writes ``history.csv``: losses, scores, learning rate, seconds and images a second of every epoch.
+
+    Loggers get the speed too and, on a GPU, the most memory that the epoch has held.
 
     Args:
         path: the file; rows of earlier epochs are kept when a run is resumed.
@@ -40,6 +48,8 @@ class History(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._started = time.perf_counter()
         self._images = 0
 
@@ -54,12 +64,18 @@ class History(pl.Callback):
         """Add the row of this epoch."""
         figures = trainer.callback_metrics
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}  # epochs finished, as everywhere people read
-        row |= {key: float(figures[key]) for key in sorted(figures) if "/" in key and not key.endswith("_step")}
+        row |= {key: float(figures[key]) for key in sorted(figures) if COLUMNS.fullmatch(key)}
+        seconds = time.perf_counter() - self._started
+        speed = self._images / self._trained if self._trained else math.nan
         row |= {
             "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "seconds": time.perf_counter() - self._started,
-            "images_per_second": self._images / self._trained if self._trained else math.nan,
+            "seconds": seconds,
+            "images_per_second": speed,
         }
+        system = {"system/epoch_seconds": seconds, "system/images_per_second": speed}
+        if pl_module.device.type == "cuda":
+            system["system/gpu_memory_mib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**20
+        pl_module.log_dict(system, sync_dist=True)
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
@@ -70,13 +86,6 @@ class History(pl.Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Rows of a ``history.csv``; empty cells are left out."""
-    with path.open(newline="") as handle:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
-    return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
 class EpochLines(pl.Callback):

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: panels of fixed samples, the confusion matrix, and the IoU of every class."""
+"""Pictures for TensorBoard: panels of fixed samples, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cityseg.tasks.base import Task
 
 
 class Images(pl.Callback):
-    """Adds pictures and per-class scores of the validation split to TensorBoard.
+    """Adds pictures of the validation split to TensorBoard.
 
     Args:
         count: samples shown, spread over the split; the same in every epoch.
@@ -50,26 +50,21 @@ class Images(pl.Callback):
         """Draw the chosen samples of this batch."""
         for writer in _writers(trainer):
             for index, picture in batch_panels(batch, outputs, cast(Task, pl_module), self._chosen):
-                writer.add_image(f"panels/{index}", picture, trainer.current_epoch, dataformats="HWC")
+                writer.add_image(f"panels/{index}", picture, _step(trainer), dataformats="HWC")
             shown = [place for place, index in enumerate(batch["index"].tolist()) if index in self._chosen]
             for name, pictures in (cast(Task, pl_module).pictures(batch) if shown else {}).items():
                 for place in shown:
                     tag = f"{name}/{int(batch['index'][place])}"
-                    writer.add_image(tag, pictures[place].float().cpu(), trainer.current_epoch)
+                    writer.add_image(tag, pictures[place].float().cpu(), _step(trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write per-class IoU, and the confusion matrix where it is due."""
+        """Draw the confusion matrix where it is due."""
         task = cast(Task, pl_module)
-        scores = task.scores
-        if scores is None or trainer.sanity_checking:
+        if task.scores is None or not self._due(trainer):
             return
         for writer in _writers(trainer):
-            for name, figures in scores["per_class"].items():
-                if figures["iou"] is not None:
-                    writer.add_scalar(f"per-class/{name}", figures["iou"], trainer.current_epoch)
-            if self._due(trainer):
-                figure = confusion_figure(np.array(scores["confusion_matrix"]), task.label_space.class_names)
-                writer.add_figure("val/confusion", figure, trainer.current_epoch)
+            figure = confusion_figure(np.array(task.scores["confusion_matrix"]), task.label_space.class_names)
+            writer.add_figure("val/confusion", figure, _step(trainer))
 
     def _due(self, trainer: pl.Trainer) -> bool:
         epoch = trainer.current_epoch + 1
@@ -93,6 +88,11 @@ def batch_panels(
 def spread(total: int, count: int) -> list[int]:
     """Positions of `count` samples spread evenly over a split of `total`."""
     return sorted({round(position) for position in np.linspace(0, total - 1, min(count, total))}) if total else []
+
+
+def _step(trainer: pl.Trainer) -> int:
+    """The step that loggers put this epoch's scores at; ``global_step`` counts the discriminator's steps too."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _writers(trainer: pl.Trainer) -> Iterator[SummaryWriter]:

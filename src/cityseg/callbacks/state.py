@@ -10,6 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import ModelParallelStrategy
 
 from cityseg.errors import CheckpointError
 
@@ -49,7 +50,9 @@ class LastCheckpoint(pl.Callback):
         # batches that its workers fetched before they knew the epoch.
         trainer.fit_loop.restarting = False
         trainer.fit_loop.on_iteration_done()
-        self._save(trainer)
+        # To save a sharded optimizer that has not stepped, torch makes a step of it, which its bias correction counts.
+        if trainer.global_step or not isinstance(trainer.strategy, ModelParallelStrategy):
+            self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cityseg.callbacks.history import read_history
 from cityseg.crossval.folds import Group, read_sweep
 from cityseg.crossval.markdown import to_markdown
 from cityseg.crossval.statistics import RESAMPLES
@@ -15,7 +14,7 @@ from cityseg.labels import Color
 from cityseg.reports.fold_plots import plot_fold_curves, plot_folds
 from cityseg.reports.html.sweep import GroupFiles, sweep_page
 from cityseg.reports.plots import plot_confusion
-from cityseg.reports.run_files import class_colors, read_yaml
+from cityseg.reports.run_files import class_colors, read_history, read_yaml
 
 _FACTS = {
     "protocol": "protocol",

@@ -14,7 +14,7 @@ from cityseg.crossval.folds import FoldRun, Group, Sweep
 from cityseg.crossval.statistics import RESAMPLES, Spread, spread
 from cityseg.errors import DataError
 from cityseg.labels import LabelSpace
-from cityseg.metrics import ClassScores, Scores, scores_from_confusion
+from cityseg.scores import ClassScores, Scores, scores_from_confusion
 
 SCORES = ("miou", "mpa", "pixel_accuracy", "fwiou", "dice")
 CLASS_SCORES = ("iou", "accuracy", "dice")

@@ -1,139 +1,282 @@
-"""Decoded samples kept in memory, so that training does not decode them again in every epoch."""
+"""Decoded samples on disk, shared by folds, jobs and processes (``data.cache=disk``).
+
+``python -m cityseg.data.cache`` lists them and removes those that are no longer used.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from math import prod
+import pickle
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
-import numpy.typing as npt
+import PIL
 import torch
-from torch import Tensor
 
-from cityseg.data.loading import Pairs
-from cityseg.data.samples import Pair, progress
-from cityseg.labels import ByteArray
-from cityseg.machine import available_cores
+from cityseg.data.decoded import USABLE, CachedPairs, Stack, Undecoded, readable_bytes
+from cityseg.errors import DataError
+from cityseg.files import write_json
 
-USABLE = 0.9
-"""Share of the available memory that a cache may take: the network, its optimizer and the loaders need some too."""
+log = logging.getLogger(__name__)
 
-Sizes = npt.NDArray[np.int32]
+FORMAT = 1
+"""Part of every cache's name: raised whenever the same files and settings would give other bytes."""
+
+MADE_BY = "cityseg decoded cache"
+FOLDER, DATA, INDEX = "decoded", "data.bin", "index.json"
+NAME = re.compile(r".*-(photos|targets)-[0-9a-f]{16}")
 
 
-class Stack:
-    """Pictures of any sizes, one after the other in one flat tensor.
+def on_disk(cache_dir: Path, splits: Sequence[Undecoded]) -> list[CachedPairs]:
+    """Map decoded samples from disk, and decode first what is not there, or no longer as the files are.
 
-    Forked loader workers share memory until it is written to, and Python writes a count into every object it touches:
-    one array of bytes stays shared where thousands of arrays do not. As a tensor, it reaches spawned workers as shared
-    memory too instead of as a copy for each.
+    Of several processes that want the same, one decodes and the others wait. Photos and targets are kept apart:
+    another way to read labels, as the clusters of another fold, needs other targets of the same photos.
 
     Args:
-        data: uint8, flat, of :meth:`bytes_needed`: in memory, or mapped from a file.
-        sizes: ``(N, 2)`` height and width of each picture.
-        channels: 3 for photos; 0 for targets, which are ``(H, W)``.
+        cache_dir: ``data.cache_dir``.
+        splits: whole splits of a layout.
+
+    Raises:
+        DataError: if they do not fit, before anything is decoded; naming a file that cannot be decoded, or one that
+            is in the way.
     """
-
-    def __init__(self, data: Tensor, sizes: Sizes, channels: int = 0) -> None:
-        """See the class."""
-        self._data, self._sizes = data, sizes
-        self._channels = (channels,) if channels else ()
-        self._starts = np.cumsum([0, *(sizes.astype(np.int64).prod(axis=1) * max(channels, 1))])
-
-    @staticmethod
-    def bytes_needed(sizes: Sizes, channels: int = 0) -> int:
-        """Length of the flat tensor that holds pictures of these sizes."""
-        return int(sizes.astype(np.int64).prod(axis=1).sum()) * max(channels, 1)
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self._sizes)
-
-    def __getitem__(self, index: int) -> ByteArray:
-        """One picture, read-only and without a copy."""
-        picture = self._picture(index)
-        picture.flags.writeable = False
-        return picture
-
-    def __setitem__(self, index: int, picture: ByteArray) -> None:
-        """Fill in one picture."""
-        self._picture(index)[...] = picture
-
-    def _picture(self, index: int) -> ByteArray:
-        shape = (*self._sizes[index].tolist(), *self._channels)
-        start = int(self._starts[index])
-        return np.asarray(self._data[start : start + prod(shape)].numpy().reshape(shape), np.uint8)
+    entries = [[_Entry(cache_dir, split, channels) for channels in (3, 0)] for split in splits]
+    named = {entry.folder: entry for both in entries for entry in both}
+    with contextlib.ExitStack() as locks:
+        for folder in sorted(named):  # all in one order, so that no two processes wait for each other
+            locks.enter_context(_locked(_lock_file(folder)))
+        missing = {folder: entry for folder, entry in named.items() if not entry.is_sound()}
+        needed, free = sum(entry.bytes for entry in missing.values()), shutil.disk_usage(cache_dir).free
+        if needed > USABLE * free:
+            raise DataError(
+                f"data.cache=disk: decoded photos and labels take {readable_bytes(needed)}, expected at most "
+                f"{USABLE:.0%} of the {readable_bytes(free)} that are free for {cache_dir}. Fix: remove old caches "
+                "(python -m cityseg.data.cache --prune DAYS), data.cache_dir on a larger disk, data.cache=none, or a "
+                "smaller data.scale"
+            )
+        if not missing:
+            log.info("data.cache=disk: everything is decoded already, in %s", cache_dir / FOLDER)
+        for split, both in zip(splits, entries, strict=True):
+            photos, targets = (missing.pop(entry.folder, None) for entry in both)
+            _build(split, photos, targets)
+        # Opened under the lock: from here on they are in use.
+        return [CachedPairs(photos.open(), targets.open()) for photos, targets in entries]
 
 
-@dataclass(frozen=True)
-class CachedPairs:
-    """The samples of a split, decoded; see :class:`cityseg.data.loading.Pairs`.
+class _Entry:
+    """The place of the photos (3 channels) or targets (0) of a split on disk: one for each way of decoding them."""
 
-    Attributes:
-        photos: ``(h, w, 3)`` uint8 each.
-        targets: ``(H, W)`` uint8 each.
-    """
+    def __init__(self, cache_dir: Path, split: Undecoded, channels: int) -> None:
+        pairs, self.channels, self.sizes = split.pairs, channels, split.sizes(channels)
+        samples, view = pairs.samples, pairs.view
+        kind, path_of = ("photos", samples.photo) if channels else ("targets", samples.label)
+        how = (
+            (str(samples.root), split.name, kind, view.crop, FORMAT, PIL.__version__, cv2.__version__),
+            float(view.scale) if channels or view.scale_target else 1.0,
+            type(pairs.reader).__name__ if channels else pickle.dumps(pairs.reader),
+        )
+        place = hashlib.sha256(repr(how).encode()).hexdigest()[:16]
+        self.folder = cache_dir / FOLDER / f"{samples.root.name}-{split.name}-{kind}-{place}"
+        self.data = self.folder / DATA
+        self.bytes = Stack.bytes_needed(self.sizes, channels)
+        made_of = hashlib.sha256(np.ascontiguousarray(self.sizes).tobytes())
+        for index in range(len(samples)):
+            path = path_of(index)
+            assert path is not None
+            stat = path.stat()
+            made_of.update(f"{path}|{stat.st_size}|{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        self.index: Mapping[str, Any] = {
+            "made_by": MADE_BY,
+            "data": str(samples.root),
+            "split": split.name,
+            "kind": kind,
+            "pictures": len(samples),
+            "bytes": self.bytes,
+            "made_of": made_of.hexdigest(),
+        }
 
-    photos: Stack
-    targets: Stack
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.photos)
-
-    def __getitem__(self, index: int) -> Pair:
-        """One sample, read-only."""
-        return Pair(self.photos[index], self.targets[index])
-
-    def fill(self, pairs: Pairs, description: str) -> None:
-        """Decode every sample, in parallel, with a progress bar.
+    def is_sound(self) -> bool:
+        """Whether it may be used as it is; says why not, and removes what may not be used.
 
         Raises:
-            FileProblem: naming a file that cannot be decoded.
+            DataError: if something else is in its place.
         """
+        if not self.folder.exists():
+            return False
+        found = read_index(self.folder)
+        length = self.data.stat().st_size if self.data.exists() else 0
+        if found == self.index and length == self.bytes:
+            os.utime(self.folder / INDEX)  # last used
+            return True
+        if found is None:
+            why = "unfinished"
+        elif found != self.index:
+            why = "stale: files were added, removed or changed since it was made"
+        else:
+            why = f"damaged: {length} bytes, expected {self.bytes}"
+        log.warning("data.cache=disk: %s is %s. It is made anew", self.folder, why)
+        self.clear()
+        return False
 
-        def decode(index: int) -> None:
-            photo, target = pairs[index]
-            assert target is not None
-            self.photos[index], self.targets[index] = photo, target
+    def clear(self) -> None:
+        """Remove it; who has it open can go on reading."""
+        if self.folder.exists():
+            (self.folder / INDEX).unlink(missing_ok=True)
+            _flush(self.folder)  # an index that outlives its data would be believed after a power failure
+            self.data.unlink(missing_ok=True)
 
-        with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-            for _ in progress(pool.map(decode, range(len(self))), len(self), description):
-                pass
+    def create(self) -> Stack:
+        """A file to be filled in."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.data.open("xb") as file:
+            if hasattr(os, "posix_fallocate"):  # writing to a mapped file kills the process if the disk is full
+                os.posix_fallocate(file.fileno(), 0, self.bytes)
+        mapped = torch.from_file(str(self.data), shared=True, size=self.bytes, dtype=torch.uint8)
+        return Stack(mapped, self.sizes, self.channels)
 
+    def finish(self) -> None:
+        """Declare the data complete: without an index they are never used."""
+        _flush(self.data)
+        _flush(self.folder)
+        write_json(self.folder / INDEX, self.index)
 
-def memory_cache(photo_sizes: Sizes, target_sizes: Sizes) -> CachedPairs:
-    """An empty cache in memory, to be filled before loader workers start: forked ones share it as it is."""
-
-    def allocate(sizes: Sizes, channels: int = 0) -> Stack:
-        return Stack(torch.empty(Stack.bytes_needed(sizes, channels), dtype=torch.uint8), sizes, channels)
-
-    return CachedPairs(allocate(photo_sizes, 3), allocate(target_sizes))
-
-
-def cache_bytes(photo_sizes: Sizes, target_sizes: Sizes) -> int:
-    """Memory that a cache of samples of these sizes takes."""
-    return Stack.bytes_needed(photo_sizes, 3) + Stack.bytes_needed(target_sizes)
-
-
-def available_memory() -> int:
-    """Bytes of memory that programs can still take; where the system does not tell, half of what is built in."""
-    table = Path("/proc/meminfo")
-    if table.is_file():
-        for line in table.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    def open(self) -> Stack:
+        """The pictures, of which only the rows that are looked at are read."""
+        return Stack(self.data, self.sizes, self.channels)
 
 
-def readable_bytes(count: int) -> str:
-    """A number of bytes as people read it.
+def _build(split: Undecoded, photos: _Entry | None, targets: _Entry | None) -> None:
+    new = [entry for entry in (photos, targets) if entry is not None]
+    if not new:
+        return
+    kinds, size = " and ".join(entry.index["kind"] for entry in new), readable_bytes(sum(entry.bytes for entry in new))
+    log.info("caching %d %s %s on disk: %s", len(split.pairs), split.name, kinds, size)
+    try:
+        split.decode(*(None if entry is None else entry.create() for entry in (photos, targets)))
+    except BaseException:
+        for entry in new:
+            entry.clear()
+        raise
+    for entry in new:
+        entry.finish()
 
-    >>> readable_bytes(253_700_000), readable_bytes(23_400_000_000)
-    ('254 MB', '23.4 GB')
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """What a cache says of itself; None if it was not finished.
+
+    Raises:
+        DataError: if the folder holds something else than a cache.
     """
-    value, unit = (count / 1e9, "GB") if count >= 1e9 else (count / 1e6, "MB")
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    strange = sorted(set(os.listdir(folder)) - {DATA, INDEX, f"{INDEX}.new"})
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        index = None
+    own: dict[str, Any] | None = index if isinstance(index, dict) and index.get("made_by") == MADE_BY else None
+    if strange or own != index or not NAME.fullmatch(folder.name):
+        found = f"found {', '.join(strange[:3])}" if strange else f"{INDEX} is of something else"
+        raise DataError(
+            f"{folder}: not a decoded cache ({found}), left as it is. Fix: move it away, or another data.cache_dir"
+        )
+    return own
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _lock_file(folder: Path) -> Path:
+    """Beside the cache, and never removed: another process may be waiting for it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder.with_name(f".{folder.name}.lock")
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a file's lock alone, which the system releases if this process dies; yields whether it is held."""
+    import fcntl  # not on Windows, where all else in this module works
+
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield False
+                return
+            log.info("data.cache=disk: waiting for another process that decodes, by %s", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing it would leave the lock to processes forked meanwhile
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/cityseg``, or ``~/.cache/cityseg``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cityseg"
+
+
+def _days(text: str) -> float:
+    days = -math.inf if text == "all" else float(text)
+    if math.isnan(days) or (days < 0 and text != "all"):
+        raise ValueError
+    return days
+
+
+def _line(folder: Path, prune: float | None) -> str:
+    """Describe one cache; remove it if it is due and nobody uses it."""
+    index, data = read_index(folder), folder / DATA
+    size = data.stat().st_size if data.exists() else 0
+    used = (folder / INDEX if index else folder).stat().st_mtime
+    with contextlib.ExitStack() as locks:
+        files = [_lock_file(folder), *([data] if data.exists() else [])]
+        state = "" if all(locks.enter_context(_locked(file, wait=False)) for file in files) else "in use"
+        if prune is not None and not state and (index is None or time.time() - used > prune * 86400):
+            shutil.rmtree(folder)
+            state = "removed"
+    what = f"{index['data']} {index['split']}, {index['pictures']} {index['kind']}" if index else "unfinished"
+    last = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+    return "  ".join([folder.name, what, readable_bytes(size), f"last used {last}", state]).rstrip()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List the caches, and remove some; returns the exit code, 1 if there is something else among them."""
+    what = "List the decoded samples that data.cache=disk has left, and remove those that are no longer used."
+    parser = argparse.ArgumentParser(prog="python -m cityseg.data.cache", description=what)
+    parser.add_argument("--dir", type=Path, default=default_cache_dir(), help="data.cache_dir (default: %(default)s)")
+    what = "remove those last used more than DAYS days ago, or all; never one that is in use"
+    parser.add_argument("--prune", type=_days, metavar="DAYS", help=what)
+    options = parser.parse_args(arguments)
+    folders = sorted(path for path in (options.dir.expanduser() / FOLDER).glob("*") if path.is_dir())
+    print(f"{len(folders)} decoded caches in {options.dir}")
+    failed = False
+    for folder in folders:
+        try:
+            print(_line(folder, options.prune))
+        except DataError as error:
+            failed = True
+            print(error, file=sys.stderr)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,8 +15,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from cityseg.data.cache import USABLE, CachedPairs, available_memory, cache_bytes, memory_cache, readable_bytes
+from cityseg.data.cache import default_cache_dir, on_disk
 from cityseg.data.cities import GROUP_FILE
+from cityseg.data.decoded import CachedPairs, Undecoded, in_memory
+from cityseg.data.images import MAX_PIXELS
 from cityseg.data.loading import (
     Batch,
     FilePairs,
@@ -37,11 +39,12 @@ from cityseg.data.transforms import Augment
 from cityseg.errors import ConfigError, DataError, Problems, did_you_mean
 from cityseg.labels import LabelSpace
 from cityseg.machine import available_cores
+from cityseg.paths import check_data_root
 
 log = logging.getLogger(__name__)
 
 Layout = Literal["gtfine", "pairs", "folders"]
-Cache = Literal["none", "ram"]
+Cache = Literal["none", "ram", "disk"]
 Sampling = Literal["uniform", "class_balanced"]
 Verify = Literal["quick", "full"]
 
@@ -63,12 +66,14 @@ class SegmentationDataModule(pl.LightningDataModule):
             evaluation targets keep their resolution, and so do scores.
         val_crop: side, or height and width, in pixels of the files, of the centre that evaluation is limited to; None
             or ``none`` evaluates whole images, as is the standard.
-        cache: ``ram`` keeps the decoded samples of training and validation in memory.
+        cache: ``ram`` keeps the decoded samples of training and validation in memory. ``disk`` keeps those of the whole
+            splits in the cache folder, for all folds and jobs, see :func:`cityseg.data.cache.on_disk`.
         sampling: ``uniform`` shows every training image once an epoch, ``class_balanced`` draws as many with
             replacement, those with rare classes more often (:func:`class_balanced_probabilities`).
+        max_pixels: of a photo or label file; a larger one is refused before it is decoded.
         verify: ``quick`` checks every header and decodes a few files before training, ``full`` decodes all of them.
         seed: of the run; orders and crops derive from it.
-        cache_dir: where the built-in scenes and counted class pixels are kept; None for ``~/.cache/cityseg``.
+        cache_dir: where scenes, decoded samples and counted class pixels are kept; None for ``~/.cache/cityseg``.
         scenes: number of built-in ``train`` and ``val`` scenes and their ``size``, if other than the defaults.
     """
 
@@ -90,6 +95,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         val_crop: int | Sequence[int] | Literal["none"] | None = None,
         cache: Cache = "none",
         sampling: Sampling = "uniform",
+        max_pixels: int = MAX_PIXELS,
         verify: Verify = "quick",
         seed: int = 0,
         cache_dir: str | None = None,
@@ -108,9 +114,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._workers = automatic_workers() if workers == "auto" else workers
         self._scale, self._val_crop = scale, None if val_crop == "none" else val_crop
         self._cache, self._sampling, self._verify = cache, sampling, verify
-        self._seed = seed
+        self._max_pixels, self._seed = max_pixels, seed
         self.split: tuple[list[str], Split] | None = None  # files of a run and their parts
         self._samples: dict[str, Samples] = {}
+        self._whole: tuple[Samples, Split] | None = None  # the training files, and their parts in a fold
         self._cached: dict[tuple[str, View], CachedPairs] = {}
         self._check_options()
         self._train_view = View(scale, scale_target=True)
@@ -118,8 +125,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _check_options(self) -> None:
         problems = Problems("the data config")
-        numbers = {"batch_size": self._batch_size, "eval_batch_size": self._eval_batch_size}
-        for name, value in numbers.items():
+        for name in ("batch_size", "eval_batch_size", "max_pixels"):
+            value = getattr(self, f"_{name}")
             if not isinstance(value, int) or value < 1:
                 problems.add(f"data.{name}: found {value!r}, expected a whole number of at least 1")
         if self._crop != "auto" and not _is_size(self._crop):
@@ -185,7 +192,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         images = TrainingImages(full.names(), lambda: self.cities(full.names()), lambda: image_class_pixels(self))
         split = strategy(images, fold)
         check_leaks(full.root, full.names(), split, strategy.groups_of(images))
-        self.split = full.names(), split
+        self.split, self._whole = (full.names(), split), (full, split)
         self._samples = {part: full.select(indices) for part, indices in split.items()}
 
     def fit_labels(self) -> dict[str, Any]:
@@ -231,7 +238,8 @@ class SegmentationDataModule(pl.LightningDataModule):
                 continue
             samples = self.find(root, split, problems)
             sound = not problems
-            check(samples, self.reader, full=self._verify == "full", problems=problems)
+            full = self._verify == "full"
+            check(samples, self.reader, full=full, problems=problems, max_pixels=self._max_pixels)
             if sound and not problems:
                 self.check_split(samples, problems)
             self._samples[split] = samples
@@ -243,12 +251,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         Raises:
             DataError: if it is not.
         """
-        if self._root is not None and not Path(self._root).expanduser().is_dir():
-            what = "is a file" if Path(self._root).exists() else "no such folder"
-            raise DataError(
-                f"data.root={self._root}: {what}, expected the folder of a data set. Fix: correct the path, or leave "
-                "data.root out for the built-in scenes"
-            )
+        check_data_root(self._root)
 
     def _resolve_root(self) -> Path:
         self.check_root()
@@ -282,35 +285,29 @@ class SegmentationDataModule(pl.LightningDataModule):
         """Check and cache the files that a stage needs; called by the trainer before loader workers start."""
         if stage == "fit":
             self.index(["train", "val"])
-            if self._cache == "ram" and not self._cached:
+            if self._cache != "none" and not self._cached:
                 self._fill_cache()
 
     def _fill_cache(self) -> None:
-        """Decode the training and validation split into memory.
+        """Decode the splits of a run: a process its own parts in memory, or all together whole splits on disk.
 
         Raises:
             DataError: if they do not fit, before anything is decoded.
         """
         views = {"train": self._train_view, "val": self._eval_view}
-        sizes = {}
-        for split, view in views.items():
-            in_files = self.samples(split).sizes
-            sizes[split] = view.photo_sizes(in_files), view.target_sizes(in_files)
+        disk = self._cache == "disk"
+        whole = self._whole if disk else None
+        if whole is None:
+            named = [(split, self.samples(split), view) for split, view in views.items()]
+        else:
+            views["test"] = self._eval_view
+            named = [("train", whole[0], view) for view in views.values()]
+        wanted = [Undecoded(name, FilePairs(samples, self.reader, view)) for name, samples, view in named]
         copies = self.trainer.num_devices if self.trainer is not None else 1
-        each = f" in each of {copies} processes" if copies > 1 else ""
-        needed, available = sum(cache_bytes(*both) for both in sizes.values()), available_memory()
-        if needed * copies > USABLE * available:
-            raise DataError(
-                f"data.cache=ram: {len(sizes['train'][0])} train and {len(sizes['val'][0])} val photos take "
-                f"{readable_bytes(needed)}{each}, expected at most {USABLE:.0%} of the {readable_bytes(available)} of "
-                "memory that are available. Fix: data.cache=none, or a smaller data.scale"
-            )
-        for split, view in views.items():
-            pairs, cached = self._pairs(split, view), memory_cache(*sizes[split])
-            size = readable_bytes(cache_bytes(*sizes[split]))
-            log.info("caching %d %s photos: %s%s", len(pairs), split, size, each)
-            cached.fill(pairs, f"caching {split} photos")
-            self._cached[split, view] = cached
+        cached = on_disk(self.cache_dir, wanted) if disk else in_memory(wanted, copies)
+        if whole is not None:
+            cached = [replace(one, indices=part) for one, (_, part) in zip(cached, whole[1].items(), strict=True)]
+        self._cached = dict(zip(views.items(), cached, strict=True))
 
     def _pairs(self, split: str, view: View) -> Pairs:
         cached = self._cached.get((split, view))
@@ -322,7 +319,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset = TrainDataset(pairs, self._augment, self.crop_size(), self._seed)
         balanced = self._sampling == "class_balanced"
         probabilities = class_balanced_probabilities(image_class_pixels(self)) if balanced else None
-        batches = TrainBatches(len(pairs), self._batch_size, self._seed, *self._processes(), probabilities)
+        batches = TrainBatches(len(pairs), self._batch_size, self._seed, *self._processes("train"), probabilities)
         return self._loader(dataset, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -332,7 +329,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader[Batch]:
         """Whole images (or their centres, with ``val_crop``) of any split, in order."""
         sizes = self._eval_view.target_sizes(self.samples(split).sizes)
-        batches = SameSizeBatches(sizes, self._eval_batch_size, *self._processes())
+        batches = SameSizeBatches(sizes, self._eval_batch_size, *self._processes(split))
         return self._loader(WholeDataset(self._pairs(split, self._eval_view), sizes), batches)
 
     def _loader(self, dataset: TrainDataset | WholeDataset, batches: Sampler[Any]) -> DataLoader[Batch]:
@@ -347,9 +344,16 @@ class SegmentationDataModule(pl.LightningDataModule):
             generator=torch.Generator().manual_seed(self._seed),
         )
 
-    def _processes(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+    def _processes(self, split: str) -> tuple[int, int]:
+        """Which process this is, and how many share a split."""
+        trainer, count = self.trainer, len(self.samples(split))
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        if 0 < count < world:
+            raise DataError(
+                f"{split}: found {count} photos, expected at least one for each of {world} processes. Fix: fewer of "
+                "trainer.devices or trainer.num_nodes"
+            )
+        return rank, world
 
 
 def _auto_side(photo: int) -> int:
@@ -367,14 +371,10 @@ def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/cityseg``, or ``~/.cache/cityseg``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cityseg"
-
-
 def automatic_workers() -> int:
     """Loader processes that suit this machine: one a core up to 8 beside a GPU, half the cores where they train too."""
     cores = available_cores()
     workers = min(cores, 8) if torch.cuda.is_available() else min(cores // 2, 4)
-    log.info("data.workers=auto: %d loader processes on %d cores", workers, cores)
+    pinned = "pinned memory" if torch.cuda.is_available() else "no pinned memory (no GPU)"
+    log.info("data.workers=auto: %d loader processes on %d cores, %s", workers, cores, pinned)
     return workers

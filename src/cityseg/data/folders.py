@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,7 @@ from cityseg.data.color_labels import ForeignColorsError, PaletteDecoder
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.gtfine import table_reader
 from cityseg.data.images import Header, read_photo
-from cityseg.data.pairs import numeric_key
-from cityseg.data.samples import Pair, Reader, Samples, describe_folder, match_labels
+from cityseg.data.samples import Pair, Reader, Samples, describe_folder, list_files, match_labels
 from cityseg.errors import ConfigError, FileProblem, Problems
 from cityseg.labels import CITYSCAPES_LABELS, VOID, custom_label_space
 
@@ -88,7 +88,7 @@ class FoldersDataModule(SegmentationDataModule):
     def find(self, root: Path, split: str, problems: Problems) -> Samples:
         """List the photos of a split, in numeric order, with the masks of the same name."""
         images, masks = root / split / "images", root / split / "masks"
-        photos = _pictures(images, PHOTO_ENDINGS)
+        photos = list_files(root, images, PHOTO_ENDINGS)
         if not photos:
             problems.add(
                 f"no photos for split {split!r}",
@@ -96,28 +96,22 @@ class FoldersDataModule(SegmentationDataModule):
                 fix="arrange the files as SPLIT/images/NAME.jpg and SPLIT/masks/NAME.png",
             )
             return Samples.from_paths(root, [], None)
-        labels = _pictures(masks, frozenset({".png"}))
+        labels = list_files(root, masks, frozenset({".png"}))
         if not labels and split == "test":
             return Samples.from_paths(root, photos, None)
-        photo_of = {photo.stem: photo for photo in photos}
+        photo_of = {_stem(photo): photo for photo in photos}
         photos, labels = match_labels(
             photos,
             labels,
-            lambda photo: masks / f"{photo.stem}.png",
-            lambda mask: photo_of.get(mask.stem, images / f"{mask.stem}.jpg"),
+            lambda photo: f"{split}/masks/{_stem(photo)}.png",
+            lambda mask: photo_of.get(_stem(mask), f"{split}/images/{_stem(mask)}.jpg"),
             problems,
-            root,
         )
         return Samples.from_paths(root, photos, labels)
 
 
-def _pictures(folder: Path, endings: frozenset[str]) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (path for path in folder.iterdir() if path.suffix.lower() in endings),
-        key=lambda path: numeric_key(path.name),
-    )
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _scene_classes() -> dict[str, Sequence[int]]:

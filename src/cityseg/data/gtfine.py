@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from cityseg.data.cities import folder_cities
@@ -56,11 +58,11 @@ class GtFineReader:
             FileProblem: if the file holds values that stand for nothing.
         """
         raw = read_label(path)
-        if not self.known[raw].all():
+        if not cv2.LUT(raw, self.known.view(np.uint8)).min():
             values = np.unique(raw[~self.known[raw]])
             shown = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
             raise FileProblem(path, "label values without a class", f"found {shown}", self.hint)
-        return self.table[raw]
+        return np.asarray(cv2.LUT(raw, self.table), np.uint8)
 
     def photo_size(self, path: Path, header: Header) -> tuple[int, int]:
         """Height and width of the photo."""
@@ -116,7 +118,7 @@ class GtFineDataModule(SegmentationDataModule):
     def find(self, root: Path, split: str, problems: Problems) -> Samples:
         """List the photos and labels of a split, sorted by city and frame."""
         pattern = f"leftImg8bit/{split}/*/*_leftImg8bit.png"
-        photos = sorted(root.glob(pattern))
+        photos = _sorted_files(root, pattern)
         if not photos:
             problems.add(
                 f"no photos for split {split!r}",
@@ -125,22 +127,23 @@ class GtFineDataModule(SegmentationDataModule):
                 "or choose another layout (data=pairs, data=folders)",
             )
             return Samples.from_paths(root, [], None)
-        labels = sorted(root.glob(f"gtFine/{split}/*/*{self._ending}"))
+        labels = _sorted_files(root, f"gtFine/{split}/*/*{self._ending}")
         if split == "test" and not labels:
             return Samples.from_paths(root, photos, None)
-        photos, labels = match_labels(photos, labels, self._label_of, self._photo_of, problems, root)
+        photos, labels = match_labels(photos, labels, self._label_of, self._photo_of, problems)
         return Samples.from_paths(root, photos, labels)
 
     def cities(self, names: Sequence[str]) -> Sequence[str]:
         """The folder of each photo."""
         return folder_cities(names)
 
-    def _label_of(self, photo: Path) -> Path:
-        split, city = photo.parts[-3:-1]
-        root = photo.parents[3]
-        return root / "gtFine" / split / city / photo.name.replace("_leftImg8bit.png", self._ending)
+    def _label_of(self, photo: str) -> str:
+        return "gtFine" + photo.removeprefix("leftImg8bit").removesuffix("_leftImg8bit.png") + self._ending
 
-    def _photo_of(self, label: Path) -> Path:
-        split, city = label.parts[-3:-1]
-        root = label.parents[3]
-        return root / "leftImg8bit" / split / city / label.name.replace(self._ending, "_leftImg8bit.png")
+    def _photo_of(self, label: str) -> str:
+        return "leftImg8bit" + label.removeprefix("gtFine").removesuffix(self._ending) + "_leftImg8bit.png"
+
+
+def _sorted_files(root: Path, pattern: str) -> list[str]:
+    """Files by folder and name, relative to the root."""
+    return sorted(glob.iglob(pattern, root_dir=root, include_hidden=True), key=lambda path: path.replace("/", "\0"))

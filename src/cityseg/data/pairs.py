@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from cityseg.data.clusters import cluster_space, cluster_warnings, find_centers,
 from cityseg.data.color_labels import MAX_DISTANCE, MAX_MEAN_DISTANCE, PaletteDecoder
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.images import Header, read_photo
-from cityseg.data.samples import Pair, Samples, describe_folder
+from cityseg.data.samples import Pair, Samples, describe_folder, list_files
 from cityseg.data.splits import Strategy, Stratified
 from cityseg.errors import ConfigError, FileProblem, Problems
 from cityseg.labels import VOID, ByteArray
@@ -202,8 +201,7 @@ class PairsDataModule(SegmentationDataModule):
         candidates = [root, root / NESTED, root / NESTED / NESTED]
         base = next((folder for folder in candidates if (folder / split).is_dir()), root)
         folder = base / split
-        entries = folder.iterdir() if folder.is_dir() else ()
-        files = sorted((p for p in entries if p.suffix.lower() in ENDINGS), key=lambda path: numeric_key(path.name))
+        files = list_files(root, folder, ENDINGS)
         if not files:
             problems.add(
                 f"no composites for split {split!r}",
@@ -266,13 +264,3 @@ def _check_keys(labels: str, **values: Any) -> None:
 def _are_colors(values: Sequence[Sequence[int]], count: int) -> bool:
     colors = np.array(values)
     return colors.shape == (count, 3) and colors.dtype.kind == "i" and colors.min() >= 0 and colors.max() <= 255
-
-
-def numeric_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sort key that orders the numbers inside names by value.
-
-    >>> sorted(["10.jpg", "9.jpg", "img_2.png"], key=numeric_key)
-    ['9.jpg', '10.jpg', 'img_2.png']
-    """
-    parts = re.findall(r"\d+|\D+", name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cityseg.data.images import PHOTO_MODES
+from cityseg.data.images import MAX_PIXELS, PHOTO_MODES, check_pixels
 from cityseg.data.samples import describe_folder
 from cityseg.errors import ConfigError, FileProblem, Problems
 from cityseg.labels import ByteArray
@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 
 PICTURES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 VIDEOS = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"])
-MAX_PIXELS = 89_478_485
-"""A larger picture is refused before it is decoded, as a decompression bomb: Pillow warns from here on."""
 
 _REPLACE = "copy or download the file again"
 
@@ -114,19 +112,23 @@ def _named(wanted: str, base: Path, files: Sequence[Path]) -> list[Source]:
     return sources
 
 
-def read_frames(source: Source) -> Iterator[Frame]:
+def read_frames(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
     """The frames of a video, or the one picture, see :func:`read_picture`.
+
+    Args:
+        source: what is read.
+        max_pixels: of a picture or frame; a larger one is refused before it is decoded.
 
     Raises:
         FileProblem: naming the file, if it is damaged or of no use.
     """
     if source.is_video:
-        yield from _read_video(source.path)
+        yield from _read_video(source.path, max_pixels)
     else:
-        yield Frame(read_picture(source.path))
+        yield Frame(read_picture(source.path, max_pixels))
 
 
-def read_picture(path: Path) -> ByteArray:
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> ByteArray:
     """Decode a picture as a viewer shows it, turned as its EXIF says.
 
     Grey, palette and CMYK pictures become RGB (ICC profiles are not applied), 16 bits become the upper 8, an alpha
@@ -140,13 +142,10 @@ def read_picture(path: Path) -> ByteArray:
     """
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(path, f"{image.width}x{image.height} pixels")
+            check_pixels(path, image.width, image.height, max_pixels, "max_pixels")
             kind, upright = image.format, ImageOps.exif_transpose(image)
     except FileProblem:
         raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(path, str(error)) from error
     except UnidentifiedImageError as error:
         raise FileProblem(path, "not a picture", f"{path.stat().st_size} bytes", _REPLACE) from error
     except Exception as error:  # decoders raise whatever comes first in damaged data
@@ -163,12 +162,11 @@ def read_picture(path: Path) -> ByteArray:
     return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
-def _read_video(path: Path) -> Iterator[Frame]:
+def _read_video(path: Path, max_pixels: int) -> Iterator[Frame]:
     video = cv2.VideoCapture(str(path))  # turns frames as the file says
     try:
         width, height = (int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > MAX_PIXELS:
-            raise _too_large(path, f"{width}x{height} pixels")
+        check_pixels(path, width, height, max_pixels, "max_pixels")
         announced, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS) or 25.0
         count = 0
         while video.isOpened() and (read := video.read())[0]:
@@ -180,8 +178,3 @@ def _read_video(path: Path) -> Iterator[Frame]:
             log.warning("%s: %d of %d frames could be read", path, count, announced)
     finally:
         video.release()
-
-
-def _too_large(path: Path, found: str) -> FileProblem:
-    fix = "scale the picture down, or cut it"
-    return FileProblem(path, "too large, refused before decoding", f"{found}, expected at most {MAX_PIXELS}", fix)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cityseg.data.images import Header, read_header
+from cityseg.data.images import MAX_PIXELS, Header, read_header
 from cityseg.errors import FileProblem, Problems
 from cityseg.labels import ByteArray
 from cityseg.machine import available_cores
@@ -71,11 +72,12 @@ class Samples:
     sizes: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
 
     @classmethod
-    def from_paths(cls, root: Path, photos: Sequence[Path], labels: Sequence[Path] | None) -> Samples:
-        """Build from absolute paths under the root."""
+    def from_paths(cls, root: Path, photos: Sequence[str], labels: Sequence[str] | None) -> Samples:
+        """Build from paths relative to the root."""
 
-        def pack(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
-            return np.array([os.fsencode(path.relative_to(root)) for path in paths], np.bytes_)
+        def pack(paths: Sequence[str]) -> npt.NDArray[np.bytes_]:
+            longest = max((len(os.fsencode(path)) for path in paths), default=1)
+            return np.fromiter(map(os.fsencode, paths), np.dtype((np.bytes_, longest)), len(paths))
 
         return cls(root, pack(photos), None if labels is None else pack(labels))
 
@@ -105,7 +107,7 @@ class Samples:
         return self.photo(index).stem.removesuffix("_leftImg8bit")
 
 
-def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems) -> None:
+def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems, max_pixels: int = MAX_PIXELS) -> None:
     """Check every header, decode some samples (or all), and fill in the sizes.
 
     Args:
@@ -113,32 +115,36 @@ def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems) -
         reader: decodes a sample, raising FileProblem where it cannot.
         full: decode every sample, with a progress bar, instead of :data:`QUICK_CHECK` spread over the split.
         problems: what is found wrong is added here, nothing is raised.
+        max_pixels: of a file; a larger one is refused before it is decoded.
     """
     sizes = np.zeros((len(samples), 2), np.int32)
-    with ThreadPoolExecutor(max_workers=min(8, available_cores() * 2)) as pool:
-        checked = pool.map(lambda index: _check_headers(samples, reader, index), range(len(samples)))
-        sound = np.zeros(len(samples), bool)
-        for index, result in enumerate(checked):
-            if isinstance(result, FileProblem):
-                problems.add_file(result, samples.root)
-            else:
-                sizes[index], sound[index] = result, True
-        samples.sizes = sizes
-        candidates = np.flatnonzero(sound)
-        if not full and len(candidates) > QUICK_CHECK:
-            candidates = candidates[np.unique(np.linspace(0, len(candidates) - 1, QUICK_CHECK).astype(int))]
-        decoded = pool.map(lambda index: _check_content(samples, reader, int(index)), candidates)
-        for problem in progress(decoded, len(candidates), "checking every file") if full else decoded:
-            if problem is not None:
-                problems.add_file(problem, samples.root)
+    known = len(samples.sizes) == len(samples) > 0  # of packed files, whose headers were checked before
+
+    def size_of(index: int) -> Any:
+        return samples.sizes[index] if known else _check_headers(samples, reader, index, max_pixels)
+
+    sound = np.zeros(len(samples), bool)
+    for index, result in enumerate(in_threads(size_of, range(len(samples)))):
+        if isinstance(result, FileProblem):
+            problems.add_file(result, samples.root)
+        else:
+            sizes[index], sound[index] = result, True
+    samples.sizes = sizes
+    candidates = np.flatnonzero(sound)
+    if not full and len(candidates) > QUICK_CHECK:
+        candidates = candidates[np.unique(np.linspace(0, len(candidates) - 1, QUICK_CHECK).astype(int))]
+    decoded = in_threads(lambda index: _check_content(samples, reader, int(index)), candidates)
+    for problem in progress(decoded, len(candidates), "checking every file") if full else decoded:
+        if problem is not None:
+            problems.add_file(problem, samples.root)
 
 
-def _check_headers(samples: Samples, reader: Reader, index: int) -> tuple[int, int] | FileProblem:
+def _check_headers(samples: Samples, reader: Reader, index: int, max_pixels: int) -> tuple[int, int] | FileProblem:
     try:
         photo_path, label_path = samples.photo(index), samples.label(index)
-        size = reader.photo_size(photo_path, read_header(photo_path))
+        size = reader.photo_size(photo_path, read_header(photo_path, max_pixels))
         if label_path is not None and label_path != photo_path:
-            label = read_header(label_path)
+            label = read_header(label_path, max_pixels)
             if (label.height, label.width) != size:
                 found = f"the photo is {size[1]}x{size[0]}, {label_path.name} is {label.width}x{label.height}"
                 raise FileProblem(photo_path, "photo and label differ in size", found, "write both in one size")
@@ -155,6 +161,13 @@ def _check_content(samples: Samples, reader: Reader, index: int) -> FileProblem 
     return None
 
 
+def in_threads(work: Callable[[Any], Item], inputs: Sequence[Any] | npt.NDArray[Any]) -> Iterator[Item]:
+    """Results in the order of the inputs; no more are under way than memory bears: each call takes a kilobyte."""
+    with ThreadPoolExecutor(max_workers=min(8, available_cores() * 2)) as pool:
+        for start in range(0, len(inputs), 4096):
+            yield from pool.map(work, inputs[start : start + 4096])
+
+
 def progress(results: Iterable[Item], total: int, description: str) -> Iterable[Item]:
     """Pass results on as they come, with a progress bar on the terminal."""
     from rich.progress import track
@@ -162,36 +175,54 @@ def progress(results: Iterable[Item], total: int, description: str) -> Iterable[
     return track(results, total=total, description=description)
 
 
+def numeric_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key that orders the numbers inside names by value.
+
+    >>> sorted(["10.jpg", "9.jpg", "img_2.png"], key=numeric_key)
+    ['9.jpg', '10.jpg', 'img_2.png']
+    """
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
+
+
+def list_files(root: Path, folder: Path, endings: frozenset[str]) -> list[str]:
+    """Files of a folder with these endings, in numeric order (2.jpg before 10.jpg), relative to the root.
+
+    Here and below paths are strings: a million of those are a tenth of what a million Paths are.
+    """
+    found = os.listdir(folder) if folder.is_dir() else []
+    names = sorted((name for name in found if os.path.splitext(name)[1].lower() in endings), key=numeric_key)
+    return [os.path.join(folder.relative_to(root), name) for name in names]
+
+
 def match_labels(
-    photos: Sequence[Path],
-    labels: Sequence[Path],
-    label_of: Callable[[Path], Path],
-    photo_of: Callable[[Path], Path],
+    photos: Sequence[str],
+    labels: Sequence[str],
+    label_of: Callable[[str], str],
+    photo_of: Callable[[str], str],
     problems: Problems,
-    root: Path,
-) -> tuple[list[Path], list[Path]]:
+) -> tuple[list[str], list[str]]:
     """Keep the photos that have a label; report those without, and labels without a photo.
 
     Args:
-        photos: found photos.
+        photos: found photos, relative to the root as all paths here.
         labels: found labels.
         label_of: where the label of a photo belongs.
         photo_of: where the photo of a label belongs.
         problems: unmatched files are added here.
-        root: shown paths are relative to it.
 
     Returns:
         Photos and labels, paired.
     """
     found = set(labels)
-    kept: list[Path] = []
+    kept: list[str] = []
     for photo in photos:
         if (expected := label_of(photo)) in found:
             kept.append(photo)
         else:
             problems.add(
                 "photo without a label",
-                f"{photo.relative_to(root)}: expected {expected.relative_to(root)}",
+                f"{photo}: expected {expected}",
                 fix="add the missing files, or move the photos away",
             )
     known = set(photos)
@@ -199,7 +230,7 @@ def match_labels(
         if (expected := photo_of(label)) not in known:
             problems.add(
                 "label without a photo",
-                f"{label.relative_to(root)}: expected {expected.relative_to(root)}",
+                f"{label}: expected {expected}",
                 fix="add the missing files, or move the labels away",
             )
     return kept, [label_of(photo) for photo in kept]

@@ -7,13 +7,13 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from cityseg.data.samples import in_threads
 from cityseg.errors import DataError, Problems, did_you_mean
 from cityseg.files import write_text
 
@@ -49,11 +49,13 @@ def write_split(path: Path, names: Sequence[str], split: Split) -> None:
         names: paths of the samples relative to the root.
         split: the parts.
     """
-    part_of = {int(index): part for part, indices in split.items() for index in indices}
+    part_of = np.full(len(names), -1, np.int8)
+    for number, (_, indices) in enumerate(split.items()):
+        part_of[indices] = number
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("file", "part"))
-    rows.writerows((names[index], part_of[index]) for index in sorted(part_of))
+    rows.writerows((name, PARTS[number]) for name, number in zip(names, part_of, strict=True) if number >= 0)
     write_text(path, text.getvalue())
 
 
@@ -133,14 +135,16 @@ def check_leaks(root: Path, names: Sequence[str], split: Split, groups: Sequence
         DataError: naming files that are in two places, equal files in two parts, and groups in two parts.
     """
     problems = Problems("the split: its parts are not independent")
-    places: dict[str, list[str]] = defaultdict(list)
+    part_of: dict[str, str] = {}
+    places: dict[str, list[str]] = {}  # of files that are in several
     for part, indices in split.items():
         for index in indices:
-            places[names[index]].append(part)
+            if (name := names[index]) in part_of:
+                places.setdefault(name, [part_of[name]]).append(part)
+            else:
+                part_of[name] = part
     for name, parts in places.items():
-        if len(parts) > 1:
-            problems.add("same file twice", f"{name}: {' and '.join(parts)}", fix="list each file in one part")
-    part_of = {name: parts[0] for name, parts in places.items()}
+        problems.add("same file twice", f"{name}: {' and '.join(parts)}", fix="list each file in one part")
     for twins in _equal_files(root, part_of):
         problems.add(
             "same content in two parts",
@@ -161,11 +165,10 @@ def check_leaks(root: Path, names: Sequence[str], split: Split, groups: Sequence
 
 def _equal_files(root: Path, part_of: dict[str, str]) -> list[list[str]]:
     """Files of the same content that lie in more than one part."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        sizes = pool.map(lambda name: (root / name).stat().st_size, part_of)
-        names = [name for group in _in_two_parts(zip(sizes, part_of, strict=True), part_of) for name in group]
-        digests = pool.map(lambda name: _digest(root / name), names)
-        return _in_two_parts(zip(digests, names, strict=True), part_of)
+    sizes = in_threads(lambda name: (root / name).stat().st_size, list(part_of))
+    names = [name for group in _in_two_parts(zip(sizes, part_of, strict=True), part_of) for name in group]
+    digests = in_threads(lambda name: _digest(root / name), names)
+    return _in_two_parts(zip(digests, names, strict=True), part_of)
 
 
 def _in_two_parts(keyed: Iterable[tuple[object, str]], part_of: dict[str, str]) -> list[list[str]]:

@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,7 +96,8 @@ def class_balanced_probabilities(pixels: npt.NDArray[np.int32]) -> npt.NDArray[n
 def _key(samples: Samples, reader: Reader) -> str:
     digest = hashlib.sha256(pickle.dumps(reader))
     for index in range(len(samples)):
-        path = Path(samples.label(index) or "")
+        path = samples.label(index)
+        assert path is not None
         stat = path.stat()
         digest.update(f"{path}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]

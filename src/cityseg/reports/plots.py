@@ -133,6 +133,29 @@ def plot_confusion(confusion: npt.ArrayLike, names: Sequence[str], path: Path) -
     _save(confusion_figure(confusion, names), path)
 
 
+def reliability_figure(calibration: Mapping[str, Any]) -> Figure:
+    """Draw the accuracy of pixels over their confidence, and how many there are of each confidence.
+
+    Args:
+        calibration: as :meth:`cityseg.calibration.Calibration.scores` gives it.
+    """
+    bins = [row for row in calibration["reliability"] if row["pixels"]]
+    total = sum(row["pixels"] for row in bins)
+    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+    axis = figure.add_subplot()
+    axis.set_title(f"reliability, expected calibration error {percent(calibration['ece'])} %", fontsize=11)
+    axis.plot([0, 100], [0, 100], color="0.6", linewidth=1, linestyle="--", label="as confident as right")
+    edges = [100 * row["above"] for row in bins]
+    width = 100 / max(len(calibration["reliability"]), 1)
+    axis.bar(edges, [100 * row["pixels"] / total for row in bins], width, align="edge", color="0.85", label="pixels")
+    points = [(100 * row["confidence"], 100 * row["accuracy"]) for row in bins]
+    axis.plot(*np.array(points).reshape(-1, 2).T, color=_LINE_COLORS[0], marker="o", markersize=4, label="accuracy")
+    axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence in %", ylabel="% of pixels")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def plot_class_iou(per_class: Mapping[str, Mapping[str, Any]], colors: Sequence[Color], path: Path) -> None:
     """Draw the IoU of each class as a bar in the class's colour, absent classes as a dash.
 

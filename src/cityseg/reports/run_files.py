@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
-from cityseg.callbacks.history import read_history
 from cityseg.crossval.statistics import mean_iou
 from cityseg.errors import ConfigError, DataError
 from cityseg.image_counts import FILE_NAME, ImageCounts, read_image_counts
+from cityseg.keys import dotted_values
 from cityseg.labels import Color, custom_label_space, label_space
 from cityseg.reports.plots import History
+
+WORST = 20
+"""Images that are named, and drawn, because their mIoU is lowest."""
 
 
 class ImageScore(NamedTuple):
@@ -107,13 +110,20 @@ def read_run(folder: Path) -> RunFiles:
         folder,
         figures,
         read_history(history) if history.is_file() else [],
-        dict(_flat(config)),
+        _texts(config),
         choices,
         experiment_file,
         _count_parts(split) if split.is_file() else {},
         _image_counts(folder / FILE_NAME, figures),
         class_colors(figures, config),
     )
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Rows of a ``history.csv``; empty cells are left out."""
+    with path.open(newline="") as handle:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
 def class_colors(figures: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Color]:
@@ -150,7 +160,7 @@ def _choices(folder: Path) -> tuple[dict[str, Choice], bool]:
         if experiment and (source / experiment).is_file():
             content = read_yaml(source / experiment) or {}
             groups = {key.removeprefix("override ").lstrip("/"): value for key, value in _defaults(content).items()}
-            values = {**{key: _text(value) for key, value in groups.items()}, **dict(_flat(content))}
+            values = {**{key: _text(value) for key, value in groups.items()}, **_texts(content)}
             chosen |= {key: Choice(value, True) for key, value in values.items() if key not in chosen}
             found = True
         main = read_yaml(source / f"{(hydra.get('job') or {}).get('config_name')}.yaml") or {}
@@ -175,12 +185,8 @@ def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _text(value)
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    return {key: _text(value) for key, value in dotted_values(config).items()}
 
 
 def _text(value: Any) -> str:

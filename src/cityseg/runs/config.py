@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cityseg.crossval.folds import FINAL
 from cityseg.errors import CitysegError, ConfigError, Problems, did_you_mean
-from cityseg.runs.keys import dotted_keys
+from cityseg.keys import dotted_keys
 from cityseg.tasks.base import Task
 
 TRUSTED = (
@@ -36,7 +36,7 @@ def settle(config: DictConfig) -> None:
     The rest keeps its references (``${seed}``), so that a resumed run can override a key and have it followed.
     """
     config.run_dir = str(config.run_dir)
-    if config.data.root is not None:
+    if config.data.root is not None and "://" not in config.data.root:
         config.data.root = str(Path(config.data.root).expanduser().absolute())
     network = network_node(config)
     if "pretrained" in network and network.pretrained is None:
@@ -199,6 +199,10 @@ def check_run_config(config: DictConfig, task: type[Task]) -> None:
     expected = "min" if str(config.monitor).endswith("loss") else "max"
     if config.monitor in logged and config.monitor_mode in ("min", "max") and config.monitor_mode != expected:
         problems.add(f"monitor_mode: found {config.monitor_mode} for {config.monitor}", fix=f"monitor_mode={expected}")
+    if config.trainer.get("sync_batchnorm") and config.trainer.accelerator == "cpu":
+        problems.add("trainer.sync_batchnorm: it runs on GPUs only", fix="trainer.sync_batchnorm=false")
+    if "ModelParallelStrategy" in str(config.trainer.strategy):
+        _check_sharded(config, task, problems)
     if task.manual:
         _check_manual(config, problems)
     elif "discriminator" in config.model:
@@ -243,6 +247,17 @@ def _monitors(config: DictConfig) -> dict[str, str]:
     if "monitor" in config.scheduler:
         monitors["scheduler.monitor"] = config.scheduler.monitor
     return monitors
+
+
+def _check_sharded(config: DictConfig, task: type[Task], problems: Problems) -> None:
+    """Refuse what needs all weights in one process."""
+    if task.manual:
+        problems.add("trainer=fsdp: it shares out one network with one optimizer, this task has two", fix="trainer=ddp")
+    for name, node in config.callbacks.items():
+        if node is not None and str(node.get("_target_")).endswith((".WeightEMA", ".EncoderFreezing")):
+            problems.add(f"callbacks.{name}: it needs whole weights", fix=f"callbacks.{name}=null, or trainer=ddp")
+    if config.compile:
+        problems.add("compile=true with trainer=fsdp was never tried", fix="compile=false")
 
 
 def _check_manual(config: DictConfig, problems: Problems) -> None:

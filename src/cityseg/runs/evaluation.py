@@ -85,16 +85,14 @@ def evaluate(config: DictConfig, run_dir: Path) -> float | None:
     """
     quiet_libraries()
     inference = build_inference(config)
-    paths = list(config.ckpt) if isinstance(config.ckpt, ListConfig) else [config.ckpt]
-    parts = [_prepare(config, inference, Path(str(path)).expanduser(), run_dir) for path in paths]
-    if not parts:
-        raise ConfigError("ckpt: found an empty list, expected a .ckpt file, or several")
+    parts = [_prepare(config, inference, path, run_dir) for path in checkpoint_paths(config)]
     first = parts[0]
     if len(parts) == 1:
         figures = _score(first, config, run_dir)
         origin = {"checkpoint": str(first.checkpoint.path.absolute()), "trained_epochs": first.checkpoint.epochs}
         return _write(figures | origin, first, config, run_dir)
-    _check_alike(parts, config.split)
+    check_alike([(part.checkpoint, part.run) for part in parts], ("scale", "val_crop"))
+    _check_same_images(parts, config.split)
     members: list[dict[str, Any]] = []
     for number, part in enumerate(parts, start=1):
         folder = run_dir / "members" / str(number)
@@ -115,6 +113,18 @@ def evaluate(config: DictConfig, run_dir: Path) -> float | None:
     miou = _write(figures, first, config, run_dir)
     _print_side_by_side([*members, figures], [*map(str, range(1, len(parts) + 1)), "ensemble"])
     return miou
+
+
+def checkpoint_paths(config: DictConfig) -> list[Path]:
+    """The files that the key `ckpt` names, one or several.
+
+    Raises:
+        ConfigError: if it names none.
+    """
+    paths = config.ckpt if isinstance(config.ckpt, ListConfig) else [config.ckpt]
+    if not paths:
+        raise ConfigError("ckpt: found an empty list, expected a .ckpt file, or several")
+    return [Path(str(path)).expanduser() for path in paths]
 
 
 def build_inference(config: DictConfig) -> Inference:
@@ -175,7 +185,7 @@ def _score(part: Scorable, config: DictConfig, folder: Path) -> dict[str, Any]:
     samples = data.samples(config.split)
     task.calibration = Calibration(ignore_index=space.ignore_index) if config.calibration else None
     pictures = Pictures(folder, samples, panels=config.panels, predictions=config.predictions or config.official)
-    extra: list[Figures] = [Cost(), PerImage(folder, samples)]
+    extra: list[Figures] = [Cost(), PerImage(folder, samples, draw=config.panels > 0)]
     if config.boundary is not None:
         extra.append(BoundaryFigures(Boundaries(space.class_names, config.boundary, ignore_index=space.ignore_index)))
     instances = Instances(space)
@@ -283,32 +293,43 @@ def build_scoring_task(run: DictConfig, checkpoint: Checkpoint, data: Segmentati
     return task
 
 
-def _check_alike(parts: Sequence[Scorable], split: str) -> None:
-    """Refuse checkpoints that would be scored on different pixels, or give different classes.
+def check_alike(members: Sequence[tuple[Checkpoint, DictConfig]], keys: Sequence[str]) -> None:
+    """Refuse an ensemble of checkpoints that give different classes, or whose runs differ in a key of `data`.
 
     Raises:
         CheckpointError: naming the first that differs, and how.
     """
-    first = parts[0]
-    for other in parts[1:]:
-        where = f"ckpt={other.checkpoint.path} beside {first.checkpoint.path}"
-        if other.data.label_space.class_names != first.data.label_space.class_names:
+    first, first_run = members[0]
+    for other, run in members[1:]:
+        where = f"ckpt={other.path} beside {first.path}"
+        if other.label_space.class_names != first.label_space.class_names:
             raise CheckpointError(
-                f"{where}: found {_names(other.data.label_space)} and {_names(first.data.label_space)}, expected "
-                "checkpoints of the same classes"
+                f"{where}: found {_names(other.label_space)} and {_names(first.label_space)}, expected checkpoints of "
+                "the same classes"
             )
-        one, two = first.data.samples(split), other.data.samples(split)
-        if one.root != two.root or one.names() != two.names():
-            raise CheckpointError(
-                f"{where}: split {split} has other images, of {two.root} and {one.root}. Fix: set data.root for both, "
-                "or fold=none where they are of different folds"
-            )
-        for key in ("scale", "val_crop"):
-            found = other.run.data.get(key), first.run.data.get(key)
+        for key in keys:
+            found = run.data.get(key), first_run.data.get(key)
             if found[0] != found[1]:
                 raise CheckpointError(
                     f"{where}: found data.{key}={found[0]} and {found[1]}, expected one. Fix: set data.{key} for both"
                 )
+
+
+def _check_same_images(parts: Sequence[Scorable], split: str) -> None:
+    """Refuse checkpoints that would be scored on different images.
+
+    Raises:
+        CheckpointError: naming the first that differs.
+    """
+    first = parts[0]
+    for other in parts[1:]:
+        one, two = first.data.samples(split), other.data.samples(split)
+        if one.root != two.root or one.names() != two.names():
+            raise CheckpointError(
+                f"ckpt={other.checkpoint.path} beside {first.checkpoint.path}: split {split} has other images, of "
+                f"{two.root} and {one.root}. Fix: set data.root for both, or fold=none where they are of different "
+                "folds"
+            )
 
 
 def _check_sizes(task: Task, data: SegmentationDataModule, split: str) -> None:

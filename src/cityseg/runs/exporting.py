@@ -6,7 +6,6 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -20,8 +19,6 @@ from cityseg.runs.config import check_trusted, network_node
 from cityseg.runs.objects import build_network
 
 log = logging.getLogger(__name__)
-
-_NETWORK = "network."  # a task's name for its network
 
 
 def export(config: DictConfig) -> Path:
@@ -44,34 +41,32 @@ def export(config: DictConfig) -> Path:
     check_trusted(checkpoint.config, config.trusted)
     run = OmegaConf.create(checkpoint.config)
     # The weights are in the checkpoint, and the auxiliary head is for training.
-    unused = {"pretrained": False, "auxiliary_head": False}
-    network_node(run).update({key: value for key, value in unused.items() if key in network_node(run)})
+    network_node(run).update({key: False for key in ("pretrained", "auxiliary_head") if key in network_node(run)})
     network = build_network(run, checkpoint.label_space)
     if not isinstance(network, SegmentationNetwork):
         raise ConfigError(f"ckpt={path}: found a {type(network).__name__}, expected a SegmentationNetwork")
-    own = {k.removeprefix(_NETWORK): w for k, w in checkpoint.state_dict.items() if k.startswith(_NETWORK)}
+    task = "network."  # a task's name for its network
+    own = {key.removeprefix(task): w for key, w in checkpoint.state_dict.items() if key.startswith(task)}
     load_weights(network, replace(checkpoint, state_dict=own), leave_out="auxiliary.")
     found = write(config.format, network, output, _texts(checkpoint, run), config.tolerance)
-    sizes = ", ".join(f"{width}x{height}" for _, height, width in SIZES)
+    sizes = [network.fixed_size] if network.fixed_size else [size[1:] for size in SIZES]
     log.info(
         "%s: %.1f MB; on random photos (%s) no probability differs by more than %.2g from PyTorch's",
-        *(output, output.stat().st_size / 1e6, "x".join(map(str, network.fixed_size or ())) or sizes, found),
+        *(output, output.stat().st_size / 1e6, ", ".join(f"{width}x{height}" for height, width in sizes), found),
     )
     return output
 
 
 def _texts(checkpoint: Checkpoint, run: DictConfig) -> dict[str, str]:
-    """What a file says of itself."""
+    """What a file says of itself, with the monitored figure of the checkpoint's epoch, as ``{"val/miou": 0.5}``."""
+    content = torch.load(checkpoint.path, map_location="cpu", weights_only=True, mmap=True)
+    scores = {state.get("monitor"): state.get("current_score") for state in content.get("callbacks", {}).values()}
     texts = {
         "label_space": checkpoint.label_space.to_dict(),
         "model": OmegaConf.to_container(network_node(run), resolve=True),
-        "training": {"cityseg": checkpoint.version, "epochs": checkpoint.epochs, **_scores(checkpoint.path)},
+        "training": {
+            **{"cityseg": checkpoint.version, "epochs": checkpoint.epochs, "scale": run.data.get("scale", 1.0)},
+            **{name: round(float(score), 5) for name, score in scores.items() if name and score is not None},
+        },
     }
-    return {"cityseg": __version__, **{name: json.dumps(content) for name, content in texts.items()}}
-
-
-def _scores(path: Path) -> dict[str, float]:
-    """The monitored figure of the epoch that a checkpoint was saved after, as ``{"val/miou": 0.5}``."""
-    callbacks: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
-    scores = {state.get("monitor"): state.get("current_score") for state in callbacks.values()}
-    return {name: round(float(score), 5) for name, score in scores.items() if name and score is not None}
+    return {"cityseg": __version__, **{name: json.dumps(text) for name, text in texts.items()}}

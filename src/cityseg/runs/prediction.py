@@ -9,11 +9,12 @@ import os
 import re
 import shutil
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -33,9 +34,9 @@ from cityseg.data.pictures import Frame, Source, find_sources, read_frames
 from cityseg.data.samples import Pair
 from cityseg.errors import ConfigError, DataError, FileProblem, Problems, did_you_mean
 from cityseg.files import write_json
-from cityseg.inference import Inference
+from cityseg.inference import Ensemble, Inference
 from cityseg.labels import ByteArray, LabelSpace
-from cityseg.runs.evaluation import build_inference, evaluation_config
+from cityseg.runs.evaluation import build_inference, check_alike, checkpoint_paths, evaluation_config
 from cityseg.runs.objects import build_network, build_trainer
 from cityseg.runs.output import quiet_libraries
 from cityseg.runs.server import check_server_input, write_server_archive
@@ -74,7 +75,7 @@ class Predictor:
     """A network on its device, and how photos are put through it.
 
     Attributes:
-        network: in eval mode.
+        network: in eval mode; several are an :class:`Ensemble`.
         space: its classes.
         trainer: has the device and the precision, so that predictions equal those of ``evaluate.py``.
         inference: for photos up to `large` pixels, as the network sees them.
@@ -94,27 +95,29 @@ class Predictor:
     kinds: tuple[str, ...]
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, config: DictConfig, kinds: tuple[str, ...]) -> Self:
-        """Build the segmentation network of a checkpoint: of an adversarial one, the generator alone.
+    def from_checkpoints(cls, checkpoints: Sequence[Checkpoint], config: DictConfig, kinds: tuple[str, ...]) -> Self:
+        """Build the segmentation networks of checkpoints: of an adversarial one, the generator alone.
 
         Raises:
-            CitysegError: if the checkpoint would build foreign code, or a key has a value without meaning.
+            CitysegError: if a checkpoint would build foreign code, they do not fit each other, or a key has a value
+                without meaning.
         """
-        asked = {"data": config.data, "trainer": config.trainer, "trusted": config.trusted, "fold": None}
-        run = evaluation_config(checkpoint, OmegaConf.create(asked), Path(config.output))
-        trainer = build_trainer(run)
-        network = build_network(run, checkpoint.label_space)
-        weights = {key: value for key, value in checkpoint.state_dict.items() if key.startswith("network.")}
-        load_weights(nn.ModuleDict({"network": network}), replace(checkpoint, state_dict=weights))
+        asked = OmegaConf.create({**OmegaConf.masked_copy(config, ["data", "trainer", "trusted"]), "fold": None})
+        runs = [evaluation_config(checkpoint, asked, Path(config.output)) for checkpoint in checkpoints]
+        members = list(zip(checkpoints, runs, strict=True))
+        check_alike(members, ("scale",))
+        networks = [_network(checkpoint, run) for checkpoint, run in members]
+        network = networks[0] if len(networks) == 1 else Ensemble(networks)
+        trainer = build_trainer(runs[0])
         sliding = build_inference(cast(DictConfig, OmegaConf.merge(config, {"inference": "sliding"})))
         return cls(
             trainer.precision_plugin.convert_module(network).to(trainer.strategy.root_device).eval(),
-            checkpoint.label_space,
+            checkpoints[0].label_space,
             trainer,
             build_inference(config),
             replace(sliding, buffer=torch.device("cpu")),
             config.large,
-            run.data.get("scale", 1.0),
+            runs[0].data.get("scale", 1.0),
             kinds,
         )
 
@@ -140,6 +143,13 @@ class Predictor:
                 if soft.size:
                     soft[:, row : row + 256] = (strip * 255).round().to(torch.uint8).cpu().numpy()
         return Prediction(train_ids, confidence, soft)
+
+
+def _network(checkpoint: Checkpoint, run: DictConfig) -> nn.Module:
+    network = build_network(run, checkpoint.label_space)
+    weights = {key: value for key, value in checkpoint.state_dict.items() if key.startswith("network.")}
+    load_weights(nn.ModuleDict({"network": network}), replace(checkpoint, state_dict=weights))
+    return network
 
 
 @cache  # so that each size is logged once
@@ -188,14 +198,15 @@ class Results:
         """Give the files their names."""
         self._close()
         for kind, path in self._fresh.items():
-            _remove(self._targets[kind], folders_only=True)
+            if self._targets[kind].is_dir():
+                shutil.rmtree(self._targets[kind])
             os.replace(path, self._targets[kind])
 
     def discard(self) -> None:
-        """Remove what is not whole."""
+        """Remove what has no name yet."""
         self._close()
         for path in self._fresh.values():
-            _remove(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _close(self) -> None:
         for video in self._videos.values():
@@ -205,12 +216,11 @@ class Results:
     def _picture(self, kind: str, photo: ByteArray, prediction: Prediction) -> ByteArray:
         if kind == "label_ids":
             return self._space.to_label_ids(prediction.train_ids)
-        if kind == "overlay":
-            colors = self._space.colorize(prediction.train_ids)
-            return np.asarray(cv2.addWeighted(photo, 1 - self._alpha, colors, self._alpha, 0), np.uint8)
-        if kind == "color":
-            return self._space.colorize(prediction.train_ids)
-        return cast(ByteArray, getattr(prediction, kind))
+        if kind not in FILMED:
+            return cast(ByteArray, getattr(prediction, kind))
+        colors = self._space.colorize(prediction.train_ids)
+        share = self._alpha if kind == "overlay" else 1
+        return np.asarray(cv2.addWeighted(photo, 1 - share, colors, share, 0), np.uint8)
 
     def _write(self, path: Path, picture: ByteArray) -> None:
         if path.suffix == ".npz":
@@ -240,27 +250,25 @@ def predict(config: DictConfig) -> None:
         CitysegError: for what a user can mend; when all else is done, naming the files that could not be predicted.
     """
     quiet_libraries()
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused
     output = Path(config.output)
     kinds = _checked_kinds(config)
-    checkpoint = load_checkpoint(Path(config.ckpt).expanduser())
+    checkpoints = [load_checkpoint(path) for path in checkpoint_paths(config)]
     base, sources = find_sources(str(config.input), [output / kind for kind in KINDS])
-    if config.format == "cityscapes":
-        check_server_input(base, sources, checkpoint.label_space)
-    predictor = Predictor.from_checkpoint(checkpoint, config, kinds)
-    settings = _keep_settings(config, checkpoint, str(predictor.trainer.precision), base)
-    server = config.format == "cityscapes"
+    if server := config.format == "cityscapes":
+        check_server_input(base, sources, checkpoints[0].label_space)
+    predictor = Predictor.from_checkpoints(checkpoints, config, kinds)
+    settings = _keep_settings(config, [each.path for each in checkpoints], str(predictor.trainer.precision), base)
     targets = {source: _targets(source, output, kinds, server=server) for source in sources}
     since = settings.stat().st_mtime_ns
-    missing = {
-        source: {kind: path for kind, path in paths.items() if not path.exists() or path.stat().st_mtime_ns < since}
+    todo = {
+        source: missing
         for source, paths in targets.items()
+        if (missing := {k: path for k, path in paths.items() if not path.exists() or path.stat().st_mtime_ns < since})
     }
-    todo = {source: paths for source, paths in missing.items() if paths}
     problems = Problems(f"input={config.input}: predicted all files but these")
-    done = _predict_all(todo, predictor, config.alpha, base, problems)
-    there = len(sources) - len(todo)
-    log.info("%d predicted, %d already there, %d not predicted: %s", done, there, len(todo) - done, output)
+    done = _predict_all(todo, predictor, config, base, problems)
+    counts = done, len(sources) - len(todo), len(todo) - done
+    log.info("%d predicted, %d already there, %d not predicted: %s", *counts, output)
     problems.raise_if_any(DataError)
     if server:
         write_server_archive(output, base.resolve().name, [paths["label_ids"] for paths in targets.values()])
@@ -281,8 +289,9 @@ def _checked_kinds(config: DictConfig) -> tuple[str, ...]:
         problems.add(f"save: found an empty list, expected some of {', '.join(KINDS)}")
     if isinstance(config.alpha, bool) or not isinstance(config.alpha, int | float) or not 0 <= config.alpha <= 1:
         problems.add(f"alpha: found {config.alpha!r}, expected a number from 0 to 1")
-    if config.large is not None and (not isinstance(config.large, int) or config.large < 1):
-        problems.add(f"large: found {config.large!r}, expected a number of pixels, or null")
+    for key, also in (("large", ", or null"), ("max_pixels", "")):
+        if (not isinstance(config[key], int) or config[key] < 1) and not (also and config[key] is None):
+            problems.add(f"{key}: found {config[key]!r}, expected a number of pixels{also}")
     if config.format not in (None, "cityscapes"):
         problems.add(f"format: found {config.format!r}, expected cityscapes, or null for files alone")
     problems.raise_if_any(ConfigError)
@@ -290,7 +299,7 @@ def _checked_kinds(config: DictConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*server, *wanted)))
 
 
-def _keep_settings(config: DictConfig, checkpoint: Checkpoint, precision: str, base: Path) -> Path:
+def _keep_settings(config: DictConfig, checkpoints: Sequence[Path], precision: str, base: Path) -> Path:
     """Note beside the results what they are of; results older than the note do not count.
 
     Raises:
@@ -299,11 +308,11 @@ def _keep_settings(config: DictConfig, checkpoint: Checkpoint, precision: str, b
     path = Path(config.output) / SETTINGS
     keys = ["alpha", "inference", "large", "window", "stride", "blending", "tta", "scales", "data"]
     content = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.masked_copy(config, keys)))
-    with checkpoint.path.open("rb") as handle:
-        content["checkpoint_sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
+    content["checkpoint_sha256"] = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoints)
     content |= {"precision": precision, "input": str(base.absolute())}
     if config.overwrite or not path.is_file():
-        write_json(path, {**content, "checkpoint": str(checkpoint.path.absolute()), "cityseg": __version__})
+        files = [str(checkpoint.absolute()) for checkpoint in checkpoints]
+        write_json(path, {**content, "checkpoint": files, "cityseg": __version__})
         return path
     before = json.loads(path.read_text(encoding="utf-8"))
     if differing := [key for key in content if before.get(key) != content[key]]:
@@ -330,45 +339,29 @@ def _ending(kind: str) -> str:
     return ".npz" if kind == "soft" else ".png"
 
 
-def _remove(path: Path, *, folders_only: bool = False) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif not folders_only:
-        path.unlink(missing_ok=True)
-
-
 def _predict_all(
-    todo: dict[Source, dict[str, Path]], predictor: Predictor, alpha: float, base: Path, problems: Problems
+    todo: dict[Source, dict[str, Path]], predictor: Predictor, config: DictConfig, base: Path, problems: Problems
 ) -> int:
     """Predict the sources; returns how many could be, and adds what is wrong with the others."""
-    done, failed = 0, None
-    results: Results | None = None
+    done = 0
     with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
         shown = bar.add_task("", total=len(todo))
-        try:
-            for source, frame in _ahead(_read(list(todo))):
-                if source is failed:  # the rest of a video
-                    continue
-                bar.update(shown, description=source.path.name)
-                results = results or Results(todo[source], predictor.space, alpha)
-                try:
-                    if isinstance(frame, Frame):
-                        results.add(frame, _predicted(predictor, source, frame.photo))
-                        continue
-                    if frame is not None:
+        for source, frames in groupby(_ahead(_read(todo, config.max_pixels)), key=itemgetter(0)):
+            bar.update(shown, description=source.path.name)
+            results = Results(todo[source], predictor.space, config.alpha)
+            try:
+                for _, frame in frames:
+                    if isinstance(frame, FileProblem):
                         raise frame
-                    results.keep()
-                    done += 1
-                except FileProblem as problem:
-                    failed = source
-                    log.warning("skipped: %s", problem)
-                    problems.add_file(problem, base)
-                    results.discard()
-                results = None
-                bar.advance(shown)
-        finally:
-            if results is not None:
+                    results.add(frame, _predicted(predictor, source, frame.photo))
+                results.keep()
+                done += 1
+            except FileProblem as problem:
+                log.warning("skipped: %s", problem)
+                problems.add_file(problem, base)
+            finally:
                 results.discard()
+            bar.advance(shown)
     return done
 
 
@@ -383,13 +376,12 @@ def _predicted(predictor: Predictor, source: Source, photo: ByteArray) -> Predic
         raise FileProblem(source.path, "picture that the network cannot take", found, fix) from error
 
 
-def _read(sources: Sequence[Source]) -> Iterator[tuple[Source, Frame | FileProblem | None]]:
-    """The frames of each source, then None or what is wrong with it."""
+def _read(sources: Iterable[Source], max_pixels: int) -> Iterator[tuple[Source, Frame | FileProblem]]:
+    """The frames of each source, or what is wrong with it."""
     for source in sources:
         try:
-            for frame in read_frames(source):
+            for frame in read_frames(source, max_pixels):
                 yield source, frame
-            yield source, None
         except FileProblem as problem:
             yield source, problem
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import heapq
 import sys
 import time
 import types
@@ -21,12 +22,15 @@ from torch import Tensor
 from cityseg import __version__
 from cityseg.boundaries import Boundaries
 from cityseg.callbacks.images import batch_panels, spread
+from cityseg.crossval.statistics import mean_iou
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.loading import Batch
 from cityseg.data.samples import Samples
 from cityseg.errors import FileProblem
 from cityseg.image_counts import FILE_NAME, ImageCounts, count_pixels, write_image_counts
 from cityseg.instances import Instances, read_instance_ids
+from cityseg.labels import ByteArray
+from cityseg.reports.run_files import WORST
 from cityseg.tasks.base import Task
 
 
@@ -91,18 +95,20 @@ class Figures(Scored):
 class PerImage(Figures):
     """Writes the pixel counts of every image beside ``metrics.json``, for what is drawn or compared by image.
 
-    Its figures are the distribution of the images' own mIoU, and the worst images.
+    Its figures are the distribution of the images' own mIoU, and the worst images, whose panels go to ``predictions``.
 
     Args:
         folder: of the run.
         samples: the split.
+        draw: panels of the worst images; no more of them than :data:`WORST` are held at a time.
     """
 
-    def __init__(self, folder: Path, samples: Samples) -> None:
+    def __init__(self, folder: Path, samples: Samples, *, draw: bool) -> None:
         """See the class."""
-        self._path, self._names = folder / FILE_NAME, samples.names()
+        self._folder, self._samples, self._names, self._draw = folder, samples, samples.names(), draw
         self._images: list[str] = []
         self._counts: list[npt.NDArray[np.int64]] = []
+        self._worst: list[tuple[float, int, int, ByteArray]] = []  # a heap, the best of them first
 
     def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Count the images of this batch."""
@@ -111,14 +117,24 @@ class PerImage(Figures):
             truth, prediction = batch["target"].cpu().numpy(), train_ids.cpu().numpy()
             counts = count_pixels(prediction, truth, space.num_classes, ignore_index=space.ignore_index)
             self._counts.append(counts)
-            self._images += [self._names[index] for index in batch["index"].tolist()]
+            for index, miou in zip(batch["index"].tolist(), mean_iou(counts).tolist(), strict=True):
+                self._images.append(self._names[index])
+                rank = (-miou, -len(self._images))  # of equals, the first one met is kept
+                if not self._draw or np.isnan(miou) or (len(self._worst) == WORST and rank < self._worst[0][:2]):
+                    continue
+                ((_, picture),) = batch_panels(batch, train_ids, task, frozenset([index]))
+                heapq.heappush(self._worst, (*rank, index, picture))
+                if len(self._worst) > WORST:
+                    heapq.heappop(self._worst)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file, where the split has labels."""
+        """Write the file and the panels, where the split has labels."""
+        for _, _, index, picture in self._worst:
+            _save(picture, self._folder / "predictions" / f"{self._samples.name(index)}.png")
         if self._counts:
             names = tuple(cast(Task, pl_module).label_space.class_names)
             counts = ImageCounts(tuple(self._images), names, np.concatenate(self._counts))
-            write_image_counts(self._path, counts)
+            write_image_counts(self._folder / FILE_NAME, counts)
 
     def figures(self, task: Task) -> dict[str, Any]:
         """Mean, quartiles and lowest of the mIoU of single images, see :func:`image_scores`."""
@@ -229,10 +245,6 @@ def _peak_memory(device: torch.device) -> int | None:
     return most if sys.platform == "darwin" else most * 1024
 
 
-WORST = 20
-"""Images that are named because their mIoU is lowest."""
-
-
 def image_scores(names: list[str], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
     """The distribution of the mIoU of single images.
 
@@ -246,20 +258,15 @@ def image_scores(names: list[str], counts: npt.NDArray[np.int64]) -> dict[str, A
     Returns:
         ``mean``, ``quartiles`` (lower, median, upper) and ``worst``, the lowest first.
     """
-    hits, truth, predicted = counts.transpose(1, 0, 2)
-    union = truth + predicted - hits
-    occurs = union > 0
-    scored = occurs.any(axis=1)
-    if not scored.any():
+    miou = mean_iou(counts)
+    scored = miou[np.isfinite(miou)]
+    if not len(scored):
         return {"mean": None, "quartiles": None, "worst": []}
-    iou = np.divide(hits, union, out=np.zeros(union.shape), where=occurs)
-    miou = iou[scored].sum(axis=1) / occurs[scored].sum(axis=1)
-    order = np.argsort(miou, kind="stable")[:WORST]
-    places = np.flatnonzero(scored)
+    order = np.argsort(miou, kind="stable")[: min(WORST, len(scored))]  # NaN comes last
     return {
-        "mean": float(miou.mean()),
-        "quartiles": np.quantile(miou, [0.25, 0.5, 0.75]).tolist(),
-        "worst": [{"image": names[places[i]], "miou": float(miou[i])} for i in order],
+        "mean": float(scored.mean()),
+        "quartiles": np.quantile(scored, [0.25, 0.5, 0.75]).tolist(),
+        "worst": [{"image": names[place], "miou": float(miou[place])} for place in order],
     }
 
 

@@ -22,6 +22,7 @@ from cityseg.cli import quoted
 from cityseg.crossval.folds import FAILED, FINAL, outcome, read_sweep, run_folders
 from cityseg.errors import ConfigError, Problems
 from cityseg.files import write_text
+from cityseg.keys import dotted_values
 from cityseg.machine import available_cores, jobs_at_once
 from cityseg.reports.summary import duration, percent
 
@@ -40,6 +41,7 @@ OWN_PROCESSES = ("basic", "joblib")
 INDIFFERENT = (
     "data.cache",
     "data.cache_dir",
+    "data.max_pixels",
     "data.verify",
     "data.workers",
     "logger",
@@ -224,7 +226,7 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], launcher: str
 
 def _changes(before: Any, now: DictConfig) -> list[str]:
     """What is trained differently."""
-    was, is_now = (_leaves(OmegaConf.to_container(config, resolve=False)) for config in (before, now))
+    was, is_now = (dotted_values(OmegaConf.to_container(config, resolve=False)) for config in (before, now))
     return [
         f"{key} was {was.get(key)}, now {is_now.get(key)}"
         for key in sorted({*was, *is_now})
@@ -232,18 +234,10 @@ def _changes(before: Any, now: DictConfig) -> list[str]:
     ]
 
 
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as dotted key -> value."""
-    if not isinstance(node, Mapping) or not node:
-        return {prefix: node}
-    deeper = (_leaves(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items())
-    return {key: value for leaves in deeper for key, value in leaves.items()}
-
-
 def _check_processes(job: DictConfig, launcher: str, folder: Path, problems: Problems) -> None:
     """Refuse jobs whose processes would start the sweep again."""
     strategy = str(job.trainer.strategy)
-    if launcher in OWN_PROCESSES and strategy.startswith(("ddp", "fsdp", "deepspeed")):
+    if launcher in OWN_PROCESSES and any(kind in strategy for kind in ("ddp", "fsdp", "deepspeed", "ModelParallel")):
         typed = " ".join(text for text in job.hydra.overrides.task if not text.startswith("fold="))
         problems.add(
             f"trainer.strategy={strategy} with hydra/launcher={launcher}: its processes would start the sweep again",

@@ -13,10 +13,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
-from cityseg.callbacks.history import read_history
+from cityseg.calibration import Calibration
 from cityseg.callbacks.state import EpochSeed
 from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
 from cityseg.crossval.folds import FINAL
@@ -25,8 +25,11 @@ from cityseg.data.split_files import read_split, write_split
 from cityseg.environment import environment
 from cityseg.errors import ConfigError, DataError
 from cityseg.files import write_json
+from cityseg.keys import dotted_values
 from cityseg.reports.html.run import write_run_page
 from cityseg.reports.plots import plot_class_iou, plot_confusion, plot_curves
+from cityseg.reports.run_files import read_history
+from cityseg.reports.tensorboard import TensorBoard
 from cityseg.runs.config import (
     check_run_config,
     check_without_validation,
@@ -46,6 +49,7 @@ from cityseg.runs.objects import (
     fit_labels,
 )
 from cityseg.runs.scoring import PerImage, Pictures, score
+from cityseg.runs.sweeps import INDIFFERENT
 from cityseg.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -82,7 +86,9 @@ def train(config: DictConfig, run_dir: Path, *, resume_from: Path | None = None)
     figures["environment"] = environment(trainer.strategy.root_device)
     write_json(run_dir / "metrics.json", figures)
     write_run_page(run_dir, data.label_space)
-    log_final_score(trainer, config, figures)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            logger.log_final(figures, trainer.fit_loop.epoch_loop._batches_that_stepped)
     return figures
 
 
@@ -141,8 +147,7 @@ def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_fr
     trainer = build_trainer(config, callbacks, build_loggers(config), progress=True, **changes)
     _note_split(Path(config.run_dir) / "split.csv", data, write=trainer.is_global_zero)
     for logger in trainer.loggers:
-        if not isinstance(logger, TensorBoardLogger):  # that one takes them together with the final score
-            logger.log_hyperparams(hyperparameters(config))
+        logger.log_hyperparams(hyperparameters(config))
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except SystemExit:
@@ -176,12 +181,14 @@ def _finish(
     if not chooses_epoch(config, data):  # nothing has chosen an epoch: the last weights are the best known
         shutil.copyfile(folder / "last.ckpt", folder / "best.ckpt")
     best = load_checkpoint(folder / "best.ckpt")
+    if isinstance(task.network, FSDPModule):  # its parts are in other processes, which have ended
+        task.network, task._device_mesh = build_network(config, data.label_space), None
     load_weights(task, best)
     split = "val" if config.fold in (None, FINAL) else "test"
     pictures = Pictures(run_dir, data.samples(split), panels=config.panels, predictions=False)
-    scorer = build_trainer(
-        config, [pictures, PerImage(run_dir, data.samples(split))], devices=1, strategy="auto", num_nodes=1
-    )
+    per_image = PerImage(run_dir, data.samples(split), draw=config.panels > 0)
+    scorer = build_trainer(config, [pictures, per_image], devices=1, strategy="auto", num_nodes=1)
+    task.calibration = Calibration(ignore_index=data.label_space.ignore_index)
     figures = score(task, data, split, scorer)
     figures |= {
         "epochs": trainer.current_epoch,
@@ -200,25 +207,16 @@ def _finish(
 
 
 def hyperparameters(config: DictConfig) -> dict[str, Any]:
-    """The config as flat ``group.key`` values, for a logger."""
-    flat: dict[str, Any] = {}
+    """What loggers compare runs by: config key -> number, text or truth value, without what changes no result.
 
-    def walk(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-
+    What a group builds is named by the group: ``optimizer`` is ``optim.AdamW``.
+    """
     groups = ("data", "model", "loss", "optimizer", "scheduler", "augment", "trainer", "task")
-    walk({key: OmegaConf.to_container(config[key], resolve=True) for key in groups}, "")
-    return {**flat, "seed": config.seed}
-
-
-def log_final_score(trainer: pl.Trainer, config: DictConfig, figures: dict[str, Any]) -> None:
-    """Show the hyper-parameters with the final scores in TensorBoard's HPARAMS page."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            scores = {f"final/{key}": figures[key] for key in ("miou", "mpa", "loss") if figures[key] is not None}
-            logger.log_hyperparams(hyperparameters(config), scores)
-            logger.finalize("success")
+    plain = {key: OmegaConf.to_container(config[key], resolve=True) for key in groups}
+    chosen: dict[str, Any] = {"fold": str(config.fold), "seed": config.seed}
+    for key, value in dotted_values(plain).items():
+        if key.endswith("._target_"):
+            chosen[key.removesuffix("._target_")] = ".".join(str(value).split(".")[-2:])
+        elif not key.endswith("._partial_") and key not in INDIFFERENT:
+            chosen[key] = value
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in chosen.items()}

@@ -10,7 +10,6 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -27,8 +26,9 @@ from cityseg.data.loading import Batch
 from cityseg.errors import ConfigError
 from cityseg.models.network import count_parameters
 from cityseg.models.patchgan import PatchGan
+from cityseg.optimizers import build_optimizer
 from cityseg.tasks.base import OptimizerFactory, optimizer_steps
-from cityseg.tasks.segmentation import SegmentationTask
+from cityseg.tasks.segmentation import SegmentationTask, gradient_norm
 
 
 class AdversarialTask(SegmentationTask):
@@ -87,7 +87,12 @@ class AdversarialTask(SegmentationTask):
         self._accumulate = accumulate_grad_batches
         self._clip = {"gradient_clip_val": gradient_clip_val, "gradient_clip_algorithm": gradient_clip_algorithm}
         self._window: list[Batch] = []
+        self._gradient_norm = torch.zeros(())  # of the optimizer that has stepped last
         self._monitor: object = None  # of a plateau schedule
+
+    def on_train_start(self) -> None:
+        """Tell the trainer how many batches make a step: its loggers count the generator's, as of any other task."""
+        self.trainer.accumulate_grad_batches = self._accumulate
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect a batch; with the last of a step, train the discriminator and then the generator."""
@@ -96,40 +101,49 @@ class AdversarialTask(SegmentationTask):
             return
         window, self._window = self._window, []
         if len(window) == 1:  # the labelling that the discriminator has judged is the one the generator learns from
-            labelled = self.supervised(window[0])
+            labelled = self._labelled(window[0])
             self._discriminator_step(window, [labelled[0].detach()])
             self._generator_step(window, [labelled])
         else:
             with torch.no_grad(), unchanged_statistics(self.network):
-                fakes = [self(batch["photo"]) for batch in window] if self._weight > 0 else []
+                fakes = [self._seen(self(batch["photo"]), batch) for batch in window]
             self._discriminator_step(window, fakes)
-            self._generator_step(window, (self.supervised(batch) for batch in window))
+            self._generator_step(window, (self._labelled(batch) for batch in window))
+
+    def _labelled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the discriminator sees of a batch's labelling, and the labelling's loss."""
+        logits, loss = self.supervised(batch)
+        return self._seen(logits, batch), loss
+
+    def _seen(self, logits: Tensor, batch: Batch) -> Tensor:
+        # A discriminator that rests sees nothing.
+        return predicted_map(logits, self._condition(batch)[1], self._map) if self._weight > 0 else logits
 
     def _step_optimizer(self, which: int) -> LightningOptimizer:
         optimizers = self.optimizers()
         return optimizers[which] if isinstance(optimizers, list) else optimizers
 
-    def _discriminator_step(self, window: Sequence[Batch], logits: Sequence[Tensor]) -> None:
+    def _discriminator_step(self, window: Sequence[Batch], fakes: Sequence[Tensor]) -> None:
         if self._weight == 0:
             return
         optimizer = self._step_optimizer(1)
         for _ in range(self._discriminator_steps):
             optimizer.zero_grad()
-            for batch, fake_logits in zip(window, logits, strict=True):
-                self.manual_backward(self._discriminator_loss(batch, fake_logits) / len(window))
+            for batch, fake_map in zip(window, fakes, strict=True):
+                self.manual_backward(self._discriminator_loss(batch, fake_map) / len(window))
             optimizer.step()
+            self._log("optim/discriminator_gradient_norm", self._gradient_norm, window[-1])
 
-    def _discriminator_loss(self, batch: Batch, fake_logits: Tensor) -> Tensor:
+    def _discriminator_loss(self, batch: Batch, fake_map: Tensor) -> Tensor:
         photo, void = self._condition(batch)
         real_map = true_map(batch["target"], void, self.label_space.num_classes, self._map)
-        fake_map = predicted_map(fake_logits, void, self._map)
         real, fake = self.discriminator(photo, real_map), self.discriminator(photo, fake_map)
         weight = self.discriminator.valid_mask(void)
         loss = discriminator_hinge(real, fake, weight)
-        self._log("discriminator_loss", loss, batch)
+        self._log("train/discriminator_loss", loss, batch)
         right_on_real, right_on_fake = accuracy(real, fake, weight)
-        self._log("discriminator_real_accuracy", right_on_real, batch)
-        self._log("discriminator_fake_accuracy", right_on_fake, batch)
+        self._log("train/discriminator_real_accuracy", right_on_real, batch)
+        self._log("train/discriminator_fake_accuracy", right_on_fake, batch)
         if self._r1_weight > 0:
             loss = loss + self._r1_weight * r1_penalty(self.discriminator, photo, real_map, weight)
         return loss
@@ -139,21 +153,21 @@ class AdversarialTask(SegmentationTask):
         optimizer.zero_grad()
         weight = self._weight if self.current_epoch >= self._warmup else 0.0
         with without_gradients(self.discriminator):
-            for batch, (logits, loss) in zip(window, labelled, strict=True):
+            for batch, (fake_map, loss) in zip(window, labelled, strict=True):
                 if weight > 0:
-                    adversarial = self._adversarial_loss(batch, logits)
-                    self._log("adversarial_loss", adversarial, batch)
+                    adversarial = self._adversarial_loss(batch, fake_map)
+                    self._log("train/adversarial_loss", adversarial, batch)
                     loss = loss + weight * adversarial
                 self.manual_backward(loss / len(window))
         optimizer.step()
+        self._log("optim/gradient_norm", self._gradient_norm, window[-1])
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == "step":
                 config.scheduler.step()  # type: ignore[call-arg]
 
-    def _adversarial_loss(self, batch: Batch, logits: Tensor) -> Tensor:
+    def _adversarial_loss(self, batch: Batch, fake_map: Tensor) -> Tensor:
         photo, void = self._condition(batch)
-        fake = self.discriminator(photo, predicted_map(logits, void, self._map))
-        return generator_hinge(fake, self.discriminator.valid_mask(void))
+        return generator_hinge(self.discriminator(photo, fake_map), self.discriminator.valid_mask(void))
 
     def _condition(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The photo ``(B, 3, H, W)`` in -1..1, and where the truth is void, ``(B, H, W)`` bool."""
@@ -161,13 +175,13 @@ class AdversarialTask(SegmentationTask):
 
     def _log(self, name: str, value: Tensor, batch: Batch) -> None:
         size = len(batch["photo"])
-        self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log(name, value.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """The generator's optimizer and, unless it rests, the discriminator's, both on the same schedule."""
         optimizers = [self.network_optimizer()]
         if self._weight > 0:
-            optimizers.append(self._discriminator_optimizer(list(self.discriminator.parameters())))
+            optimizers.append(build_optimizer(self._discriminator_optimizer, self.discriminator))
         batches, per_epoch = optimizer_steps(self.trainer)
         epochs = max(batches // per_epoch, 1)
         steps = -(-per_epoch // self._accumulate)
@@ -175,17 +189,18 @@ class AdversarialTask(SegmentationTask):
             dict(self._scheduler(optimizer, total_steps=epochs * steps, steps_per_epoch=steps))
             for optimizer in optimizers
         ]
-        for schedule in schedules:  # in manual optimization the trainer takes no monitor
-            self._monitor = schedule.pop("monitor", None)
+        for schedule, name in zip(schedules, ("optim/lr", "optim/discriminator_lr"), strict=False):
+            self._monitor = schedule.pop("monitor", None)  # in manual optimization the trainer takes none
             schedule.pop("strict", None)
+            schedule["name"] = name
         return optimizers, schedules
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip and log the gradient of whichever steps now; it is no longer scaled here."""
-        mine = optimizer is self.trainer.optimizers[0]
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        name = "train/generator_gradient_norm" if mine else "train/discriminator_gradient_norm"
-        self.log(name, get_total_norm(gradients), on_step=False, on_epoch=True, sync_dist=True)
+        """Clip the gradient of whichever steps now; it is no longer scaled here.
+
+        Logged from here, its norm would make the trainer forget what this step of an epoch's first batch has logged.
+        """
+        self._gradient_norm = gradient_norm(optimizer)
         self.clip_gradients(optimizer, **self._clip)  # type: ignore[arg-type]
 
     def on_train_epoch_end(self) -> None:

@@ -9,18 +9,24 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from cityseg.calibration import Calibration
 from cityseg.data.loading import Batch
 from cityseg.inference import Inference, Size
 from cityseg.labels import LabelSpace
-from cityseg.metrics import Scores, SegmentationMetrics, scores_from_confusion
+from cityseg.metrics import SegmentationMetrics
 from cityseg.models.network import count_parameters
+from cityseg.scores import Scores, scores_from_confusion
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
 Stage = Literal["val", "test"]
 WHOLE = Inference()
+SHARDED = 1_000_000
+"""Weights of a block from which on it is fetched and given back by itself."""
 
 
 class Task(pl.LightningModule):
@@ -57,6 +63,21 @@ class Task(pl.LightningModule):
                 for stage in ("val", "test")
             }
         )
+        # The trainer's own mean over processes rounds the images of each to a whole number.
+        self._losses = nn.ModuleDict({stage: MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
+
+    def configure_model(self) -> None:
+        """Share the network out among processes, with ``trainer=fsdp``: blocks of a million weights, and the rest."""
+        if self.device_mesh is None or isinstance(self.network, FSDPModule):
+            return
+        self.network.to(memory_format=torch.contiguous_format)  # FSDP takes no other
+        blocks = [m for m in self.network.modules() if any(m.children()) and not isinstance(m, nn.ModuleList)]
+        for block in reversed(blocks):  # parts before the whole, which is the first
+            own = sum(p.numel() for p in block.parameters() if not isinstance(p, DTensor))
+            if own >= SHARDED or block is self.network:
+                fully_shard(block, mesh=self.device_mesh)
+        if hasattr(self.network, "forward_auxiliary"):
+            register_fsdp_forward_method(self.network, "forward_auxiliary")
 
     def forward(self, photo: Tensor) -> Tensor:
         """Logits ``(B, C, H, W)`` of photos ``(B, 3, H, W)`` uint8."""
@@ -87,6 +108,18 @@ class Task(pl.LightningModule):
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+        self._gather(whole=True)
+
+    def on_validation_end(self) -> None:
+        """Go back to a share of the weights in each process."""
+        self._gather(whole=False)
+
+    def _gather(self, *, whole: bool) -> None:
+        """Keep all weights while validating: processes have different numbers of images, and could not take turns."""
+        for part in self.network.modules():
+            if isinstance(part, FSDPModule):
+                part.set_reshard_after_forward(not whole, recurse=False)
+                part.unshard() if whole else part.reshard()
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the epoch."""
@@ -109,14 +142,15 @@ class Task(pl.LightningModule):
         logits = self._whole_logits(batch, self.inference if stage == "test" else WHOLE)
         target = batch.get("target")
         if target is not None:
-            loss = self.loss(logits, target)
-            self.log(f"{stage}/loss", loss, on_epoch=True, on_step=False, batch_size=len(target), sync_dist=True)
-        prediction = logits.argmax(dim=1)
+            mean = cast(MeanMetric, self._losses[stage])
+            mean.update(self.loss(logits, target), weight=len(target))
+            self.log(f"{stage}/loss", mean, on_epoch=True, on_step=False, batch_size=len(target))
+        prediction = logits.max(dim=1).indices.to(torch.uint8)  # argmax takes a quarter longer
         if target is not None:
             self._metric(stage).update(prediction, target)
             if stage == "test" and self.calibration is not None:
                 self.calibration.update(logits, prediction, target)
-        return prediction.to(torch.uint8)
+        return prediction
 
     def _finish(self, stage: Stage) -> None:
         metric = self._metric(stage)
@@ -134,6 +168,9 @@ class Task(pl.LightningModule):
             # A split without one valid pixel has no score; NaN is what a logger can take for it.
             figure = float("nan") if value is None else value
             self.log(f"{stage}/{key}", figure, prog_bar=key == "miou", sync_dist=True)
+        if stage == "val":
+            ious = {f"per-class/{name}": row["iou"] for name, row in scores["per_class"].items()}
+            self.log_dict({tag: iou for tag, iou in ious.items() if iou is not None}, sync_dist=True)
 
 
 def optimizer_steps(trainer: pl.Trainer) -> tuple[int, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from cityseg.data.loading import Batch
@@ -68,6 +70,10 @@ class SegmentationTask(Task):
         self.log("train/void_batches", only_void, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
         return logits, loss
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the norm of the gradient, before it is clipped."""
+        self.log("optim/gradient_norm", gradient_norm(optimizer), on_step=False, on_epoch=True, sync_dist=True)
+
     def network_optimizer(self) -> Optimizer:
         """The optimizer of the network's trainable parameters, a learning rate for each group of them."""
         return build_optimizer(self._optimizer, self.network, **self._lr_factors)
@@ -78,5 +84,14 @@ class SegmentationTask(Task):
         total, per_epoch = optimizer_steps(self.trainer)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": self._scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch),
+            "lr_scheduler": {
+                **self._scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch),
+                "name": "optim/lr",
+            },
         }
+
+
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """The norm of all gradients that an optimizer is about to step with."""
+    norm = get_total_norm(p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # each process has a share of it

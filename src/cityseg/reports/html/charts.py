@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cityseg.reports.plots import History
 
@@ -134,6 +134,37 @@ def column(history: History, key: str, factor: float = 1) -> list[tuple[float, f
         for epoch, value in rows
         if epoch is not None and value is not None and math.isfinite(value)
     ]
+
+
+class ReliabilityBin(NamedTuple):
+    """Where a bin begins, how wide it is, its share of the pixels, and the place of its point; all in percent."""
+
+    left: float
+    width: float
+    share: float
+    x: float
+    y: float
+    title: str
+
+
+class Reliability(NamedTuple):
+    """Accuracy over confidence: a point for each bin with pixels, over bars of the bins' shares of the pixels."""
+
+    axis: Axis  # of both directions
+    bins: list[ReliabilityBin]
+
+
+def reliability(table: Sequence[Mapping[str, Any]]) -> Reliability | None:
+    """Lay out the rows of :class:`cityseg.calibration.Bin`; None if they have no pixels."""
+    total = sum(row["pixels"] for row in table)
+    bins = []
+    for row in table:
+        if row["pixels"]:
+            left, right, x, y = (round(100 * row[key], 2) for key in ("above", "to", "confidence", "accuracy"))
+            share = 100 * row["pixels"] / total
+            title = f"confidence {x:.1f} %, accuracy {y:.1f} %, {share:.3g} % of the pixels"
+            bins.append(ReliabilityBin(left, round(right - left, 2), round(share, 2), x, round(100 - y, 2), title))
+    return Reliability(axis((0, 100), ticks=6), bins) if bins else None
 
 
 class Row(NamedTuple):

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 
 from cityseg.files import write_text
 from cityseg.labels import LabelSpace
-from cityseg.reports.html.charts import LineChart, column, confusion, line_chart
+from cityseg.reports.html.charts import LineChart, column, confusion, line_chart, reliability
 from cityseg.reports.html.images import read_panels
 from cityseg.reports.html.page import render
 from cityseg.reports.html.text import SCORE_NAMES, minutes, parameters
 from cityseg.reports.plots import History
-from cityseg.reports.run_files import RunFiles, chosen_by, read_run
+from cityseg.reports.run_files import WORST, RunFiles, chosen_by, read_run
 
-_PANELS = 24
-_WORST = 20
+_PANELS = 16  # beside those of the worst images
 
 _ENVIRONMENT = {
     "python": "Python",
@@ -43,7 +42,7 @@ _CHARTS = (
     _Chart("validation scores in %", rf"val/({'|'.join(SCORE_NAMES)})", 100),
     _Chart("adversarial losses", r"train/(adversarial|discriminator)_loss"),
     _Chart("patches the discriminator tells right, in %", r"train/discriminator_\w+_accuracy", 100),
-    _Chart("norms of the gradients", r"train/\w+_gradient_norm"),
+    _Chart("norms of the gradients", r"optim/\w*gradient_norm"),
     _Chart("learning rate", r"lr.*", zero=True),
     _Chart("images per second", r"images_per_second", zero=True),
     _Chart("seconds per epoch", r"seconds", zero=True),
@@ -74,12 +73,11 @@ def run_page(run: RunFiles, colors: Mapping[str, Any]) -> str:
         colors: class name -> RGB.
     """
     figures = run.figures
-    worst_first = {name: place for place, name in enumerate(score.panel for score in run.image_scores) if name}
+    rank = {score.panel: place for place, score in enumerate(run.image_scores) if score.panel}
     last = len(run.image_scores)
-    paths = sorted(
-        (run.folder / "predictions").glob("*.png"), key=lambda path: (worst_first.get(path.stem, last), path)
-    )
-    panels = read_panels(paths, _PANELS)
+    paths = sorted((run.folder / "predictions").glob("*.png"), key=lambda path: (rank.get(path.stem, last), path))
+    worst = [path for path in paths if rank.get(path.stem, WORST) < WORST]
+    panels = read_panels(worst, WORST) + read_panels(paths[len(worst) :], _PANELS)
     charts, constant = _charts(run.history, figures.get("best_epoch"))
     per_class = figures.get("per_class", {})
     return render(
@@ -92,12 +90,13 @@ def run_page(run: RunFiles, colors: Mapping[str, Any]) -> str:
         pixels=sum(row["pixels"] for row in per_class.values()),
         most_pixels=max((row["pixels"] for row in per_class.values()), default=0),
         confusion=confusion(figures["confusion_matrix"], list(per_class)) if per_class else None,
+        reliability=reliability(figures["calibration"]["reliability"]) if "calibration" in figures else None,
         charts=charts,
         constant=constant,
         panels=panels,
         places={panel.name: place for place, panel in enumerate(panels, start=1)},
         scores={score.panel: score for score in run.image_scores if score.panel},
-        worst=run.image_scores[:_WORST],
+        worst=run.image_scores[:WORST],
         config=[(key, value, chosen_by(key, run.choices)) for key, value in run.config.items()],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,3 +18,16 @@ def dotted_keys(config: Any, prefix: str = "") -> list[str]:
             if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
                 keys += dotted_keys(config[key], f"{name}.")
     return keys
+
+
+def dotted_values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested plain mappings by dotted key; an empty mapping is a value.
+
+    >>> dotted_values({"data": {"crop": 64, "scenes": {}}})
+    {'data.crop': 64, 'data.scenes': {}}
+    """
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        deeper = isinstance(value, Mapping) and value
+        values |= dotted_values(value, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
+    return values
