@@ -28,6 +28,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # forked workers hang in scikit-learn's threads
+
 import numpy as np
 import torch
 from interleaved import in_turns, show

@@ -281,6 +281,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         """Height and width ``(N, 2)`` of the photos that a network gets in evaluation, scaled and cropped."""
         return self._eval_view.photo_sizes(self.samples(split).sizes)
 
+    def has_fixed_shapes(self) -> bool:
+        """Whether every batch of validation, as of training, holds photos of one size."""
+        return len(np.unique(self.eval_sizes("val"), axis=0)) <= 1
+
     def setup(self, stage: str) -> None:
         """Check and cache the files that a stage needs; called by the trainer before loader workers start."""
         if stage == "fit":

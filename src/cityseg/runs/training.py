@@ -144,6 +144,8 @@ def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_fr
     # A task that steps its own optimizers reads these keys itself.
     own: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
     changes = {**(own if task.manual else {}), **({} if validated else {"limit_val_batches": 0})}
+    if config.trainer.get("benchmark") is None and not config.trainer.get("deterministic") and data.has_fixed_shapes():
+        changes["benchmark"] = True  # worth its first tries only where they are all
     trainer = build_trainer(config, callbacks, build_loggers(config), progress=True, **changes)
     _note_split(Path(config.run_dir) / "split.csv", data, write=trainer.is_global_zero)
     for logger in trainer.loggers:
