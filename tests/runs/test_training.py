@@ -52,6 +52,16 @@ def test_a_run_leaves_a_folder_that_a_stranger_can_read(run_tiny, cache_dir):
     assert len(figures["confusion_matrix"]) == 19
 
 
+@pytest.mark.parametrize(
+    ("typed", "benchmark"), [((), True), pytest.param(("trainer.deterministic=true",), False, marks=pytest.mark.slow)]
+)
+def test_cudnn_tries_its_algorithms_where_all_photos_have_one_size(run_tiny, monkeypatch, typed, benchmark):
+    seen = []
+    monkeypatch.setattr(SegmentationTask, "on_fit_start", lambda _: seen.append(torch.backends.cudnn.benchmark))
+    run_tiny(*typed)
+    assert seen == [benchmark]
+
+
 def test_best_is_the_best_epoch_and_last_is_the_last(run_tiny):
     folder = run_tiny("trainer.max_epochs=3")
     scores = [float(row["val/miou"]) for row in losses(folder)]

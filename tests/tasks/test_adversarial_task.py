@@ -149,6 +149,13 @@ def test_the_discriminator_takes_as_many_steps_as_asked_for():
     assert [which for which, *_ in steps.seen] == [1, 1, 1, 0]
 
 
+def test_without_weight_accumulated_batches_go_through_the_network_once():
+    module, passes = task(adversarial_weight=0.0, accumulate_grad_batches=2), []
+    module.network.register_forward_hook(lambda *_: passes.append(1))
+    fit(module, batches(4))
+    assert len(passes) == 4
+
+
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}])
 def test_without_weight_the_training_is_that_of_the_plain_task_step_for_step(options):
     adversarial, reference = task(adversarial_weight=0.0, scheduler=poly, **options), plain(scheduler=poly)

@@ -47,7 +47,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Color:
-    """Random brightness, contrast, saturation and hue in one linear step, at a tenth of what ColorJitter takes.
+    """Random brightness, contrast, saturation and hue in one linear step on the whole crop.
 
     Attributes:
         brightness: range of the factor of all values.

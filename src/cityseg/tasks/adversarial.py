@@ -106,7 +106,7 @@ class AdversarialTask(SegmentationTask):
             self._generator_step(window, [labelled])
         else:
             with torch.no_grad(), unchanged_statistics(self.network):
-                fakes = [self._seen(self(batch["photo"]), batch) for batch in window]
+                fakes = [self._seen(self(batch["photo"]), batch) for batch in window] if self._weight > 0 else []
             self._discriminator_step(window, fakes)
             self._generator_step(window, (self._labelled(batch) for batch in window))
 
