@@ -41,6 +41,12 @@ def checkpoint(trained, run_tiny):
 
 
 @pytest.fixture
+def scenes(trained):
+    """A cache that holds one set of scenes: in the shared one, those of other tests lie beside it."""
+    return trained / "scenes"
+
+
+@pytest.fixture
 def predict_tiny(checkpoint, tmp_path, compose_config):
     def predicted(source, *overrides, output="out"):
         keys = [f"ckpt={checkpoint}", f"input='{source}'", f"output={tmp_path / output}", "trainer.accelerator=cpu"]
@@ -66,15 +72,15 @@ def results(folder):
 
 
 @pytest.mark.parametrize("extra", [(), ("data.scale=0.5",), ("inference=sliding", "window=48", "tta=flip")])
-def test_label_ids_equal_those_of_evaluate(extra, checkpoint, predict_tiny, tmp_path, compose_config, cache_dir):
+def test_label_ids_equal_those_of_evaluate(extra, checkpoint, predict_tiny, tmp_path, compose_config, scenes):
     # One photo at a time, as prediction does: some processors round larger batches in another way.
-    keys = [f"ckpt={checkpoint}", "predictions=true", "panels=0", f"data.cache_dir={cache_dir}"]
+    keys = [f"ckpt={checkpoint}", "predictions=true", "panels=0", f"data.cache_dir={scenes}"]
     keys.append("data.eval_batch_size=1")
     evaluate(
         compose_config([*keys, *extra, "trainer.accelerator=cpu"], tmp_path / "scored", "evaluate"), tmp_path / "scored"
     )
     written = sorted((tmp_path / "scored/label_ids").iterdir())
-    (folder,) = {path.parents[1] for path in cache_dir.rglob("leftImg8bit/val/*/*.png")}
+    (folder,) = {path.parents[1] for path in scenes.rglob("leftImg8bit/val/*/*.png")}
     output = predict_tiny(folder, *extra)
     assert len(written) == 3
     for path in written:
@@ -94,13 +100,11 @@ def other(trained, checkpoint):
     return trained / "other.ckpt"
 
 
-def test_an_ensemble_predicts_what_evaluate_scores(
-    checkpoint, other, predict_tiny, tmp_path, compose_config, cache_dir
-):
+def test_an_ensemble_predicts_what_evaluate_scores(checkpoint, other, predict_tiny, tmp_path, compose_config, scenes):
     both = f"ckpt=[{checkpoint},{other}]"
-    keys = [both, "predictions=true", "panels=0", f"data.cache_dir={cache_dir}", "data.eval_batch_size=1"]
+    keys = [both, "predictions=true", "panels=0", f"data.cache_dir={scenes}", "data.eval_batch_size=1"]
     evaluate(compose_config([*keys, "trainer.accelerator=cpu"], name="evaluate"), tmp_path / "scored")
-    (folder,) = {path.parents[1] for path in cache_dir.rglob("leftImg8bit/val/*/*.png")}
+    (folder,) = {path.parents[1] for path in scenes.rglob("leftImg8bit/val/*/*.png")}
     together, alone = predict_tiny(folder, both, output="both"), predict_tiny(folder, output="alone")
     differ = 0
     for path in (tmp_path / "scored/label_ids").iterdir():
