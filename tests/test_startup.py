@@ -53,7 +53,6 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("startup")
     for script in ("train", "evaluate", "predict", "export"):
         (folder / f"{script}.py").write_text((ROOT / f"{script}.py").read_text())
-    (folder / "conf").symlink_to(ROOT / "conf")
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps([[*ANSWERS, *MISTAKES], HEAVY])],
         env=os.environ | {"COMP_LINE": "python train.py model=une", "COMP_POINT": "25"},
