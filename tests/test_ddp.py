@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -85,6 +86,40 @@ def test_an_error_in_one_process_ends_all(tmp_path, launcher):
     assert "the second process fails" in output
     (run,) = (tmp_path / "run/outputs/unet-gtfine").iterdir()
     assert not (run / "metrics.json").exists()
+
+
+class StoppedFirst(pl.Callback):
+    """Sends a signal to the first process in the middle of the second epoch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.global_rank, trainer.current_epoch, batch_idx) == (0, 1, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, ()], ids=["torchrun", "lightning"])
+def test_a_signal_to_one_process_stops_all_at_the_same_batch(tmp_path, launcher):
+    root = write_gtfine(tmp_path / "data", (("train", 8), ("val", 3)), size=(64, 64))
+    common = (f"data.root={root}", *TWO, "data.batch_size=2", "trainer.max_epochs=2")
+    train(tmp_path, *common, f"hydra.run.dir={tmp_path}/whole", launcher=launcher)
+    stopping = "+callbacks.stopping._target_=tests.test_ddp.StoppedFirst"
+    output = train(tmp_path, *common, stopping, f"hydra.run.dir={tmp_path}/run", launcher=launcher, code=75)
+    assert "SIGTERM: stopping after this batch" in output
+    assert not (tmp_path / "run/metrics.json").exists()
+    resume = (f"resume={tmp_path}/run", "trusted=[tests]")  # its batch does not come again
+    command = [sys.executable, *launcher, ROOT / "train.py", *resume]
+    subprocess.run(list(map(str, command)), check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    weights = [
+        torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "run")
+    ]
+    assert all(torch.equal(one, weights[1][key]) for key, one in weights[0].items())
+    seconds = {"seconds", "images_per_second"}
+    one, two = (
+        [{k: v for k, v in row.items() if k not in seconds} for row in history(tmp_path / run)]
+        for run in ("whole", "run")
+    )
+    assert one == two
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import contextlib
+import hashlib
+import io
+import logging
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +14,95 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from cityseg import __version__
 from cityseg.errors import CheckpointError
+from cityseg.files import write_bytes
 from cityseg.labels import LabelSpace
 from cityseg.paths import check_checkpoints
+from cityseg.tensors import load_tensors
+
+log = logging.getLogger(__name__)
 
 KEY = "cityseg"
 FORMAT = 1
+SEAL = b"cityseg sha256 "
+"""Start of the comment that ends a checkpoint, which is a zip archive; the digest of all before the comment follows."""
+LAST, NEXT, PREVIOUS = "last.ckpt", "last.ckpt.new", "previous.ckpt"
+_MOST_VALUES, _DEEPEST = 100_000, 50  # of the plain values in a checkpoint: a config has a few hundred, six deep
+
+
+class SealedCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, with a digest of their content, and reads them back."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write one.
+
+        Raises:
+            WriteError: if the system refuses to.
+            CheckpointError: if the disk gives back something else.
+        """
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        digest = hashlib.sha256(buffer.getbuffer()[:-2]).hexdigest().encode()
+        buffer.seek(-2, io.SEEK_END)  # the length of the comment
+        buffer.write(struct.pack("<H", len(SEAL + digest)) + SEAL + digest)
+        write_bytes(Path(path), buffer.getbuffer())
+        if not is_sealed(Path(path)):
+            raise CheckpointError(f"{path}: the disk gives back something else than was written. Fix: another disk")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove one. Which, a callback may know from the checkpoint that the run went on from.
+
+        Raises:
+            CheckpointError: if the name is none that a run gives.
+        """
+        if Path(path).suffix != ".ckpt" or ".." in Path(path).parts or "://" in str(path):
+            raise CheckpointError(f"{path}: not removed: the checkpoint that was resumed calls it the best one so far")
+        super().remove_checkpoint(path)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends with the digest of its content."""
+    comment = len(SEAL) + 64
+    with path.open("rb") as file, contextlib.suppress(OSError):
+        size = file.seek(-comment - 2, io.SEEK_END)
+        file.seek(0)
+        digest = hashlib.sha256()
+        while size and (part := file.read(min(size, 1 << 20))):
+            digest.update(part)
+            size -= len(part)
+        return file.read() == struct.pack("<H", comment) + SEAL + digest.hexdigest().encode()
+    return False
+
+
+def _has_seal(path: Path) -> bool:
+    """Whether a digest was written at the end of a file, be it right or wrong; files of other origin have none."""
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, 4 * len(SEAL) + 64), io.SEEK_END)
+        return SEAL in file.read()
+
+
+def resumable_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a run goes on from: the last one or, if that is damaged, the one before.
+
+    A run that was killed between two names may have left the next one, whole, and no last one: it gets the name.
+
+    Raises:
+        CheckpointError: if neither is whole.
+    """
+    found = [folder / name for name in (LAST, NEXT, PREVIOUS) if (folder / name).is_file()]
+    sound = next((path for path in found if is_sealed(path)), None)
+    if sound is None:
+        what = f"{' and '.join(path.name for path in found)} damaged" if found else "no checkpoint"
+        raise CheckpointError(f"{folder}: found {what}, expected {LAST} to go on from. Fix: start a new run")
+    if sound is not found[0]:
+        log.warning("%s is damaged: going on from %s", found[0], sound.name)
+    elif sound.name == PREVIOUS:
+        log.warning("%s is missing: going on from %s, the one before", folder / LAST, sound.name)
+    return sound.replace(folder / LAST) if sound.name == NEXT else sound
 
 
 class SelfContained(pl.Callback):
@@ -59,6 +142,7 @@ class Checkpoint:
         state_dict: weights of the task, on the CPU.
         epochs: finished when it was saved.
         version: of cityseg, when it was saved.
+        scores: monitored figure -> its value in the checkpoint's epoch, as ``{"val/miou": 0.5}``.
     """
 
     path: Path
@@ -67,6 +151,7 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     epochs: int
     version: str
+    scores: dict[str, float]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -76,34 +161,68 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: if the file is missing, damaged, needs code to load, or was not written by cityseg.
     """
     check_checkpoints(path)
+    if not is_sealed(path) and _has_seal(path):
+        raise CheckpointError(
+            f"ckpt={path}: damaged: its content is not what was written. Fix: use another checkpoint of the run, such "
+            f"as {LAST} beside best.ckpt"
+        )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"ckpt={path}: refused, because it holds more than weights and plain values and loading it could run "
-            f"code ({_first_line(error)}). Fix: load it where you trust it and save its state_dict alone"
-        ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"ckpt={path}: damaged or no checkpoint ({path.stat().st_size} bytes: {_first_line(error)}). Fix: use "
-            "another checkpoint of the run, such as last.ckpt beside best.ckpt"
-        ) from error
+        content = load_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"ckpt={path}: {error}") from error
     if not isinstance(content, dict) or KEY not in content or "state_dict" not in content:
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"ckpt={path}: not written by cityseg: expected the key {KEY!r}, found {keys}")
-    own = content[KEY]
+        raise CheckpointError(f"ckpt={path}: not written by cityseg: expected the key {KEY!r}, found {keys[:200]}")
+    try:
+        return _checkpoint(path, content[KEY], content)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"ckpt={path}: not as cityseg writes it ({type(error).__name__}: {error}). Fix: use another checkpoint"
+        ) from error
+
+
+def _checkpoint(path: Path, own: Mapping[str, Any], content: Mapping[str, Any]) -> Checkpoint:
     if own["format"] > FORMAT:
         raise CheckpointError(
             f"ckpt={path}: written by cityseg {own['version']}, newer than this {__version__}; update"
         )
+    _check_plain(own)
+    weights = content["state_dict"]
+    if not all(isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()):
+        raise TypeError("state_dict: expected tensors by name")
+    states = content.get("callbacks", {}).values()
+    scores = {state["monitor"]: state["current_score"] for state in states if state.get("monitor")}
     return Checkpoint(
         path,
-        own["config"],
+        dict(own["config"]),
         LabelSpace.from_dict(own["label_space"]),
-        content["state_dict"],
+        weights,
         int(own["epochs"]),
         str(own["version"]),
+        {str(name): float(score) for name, score in scores.items() if score is not None},
     )
+
+
+def _check_plain(content: Any) -> None:
+    """See that there is nothing but plain values, and not a few that are met again and again.
+
+    Raises:
+        TypeError: naming another type.
+        ValueError: if there is no end to them.
+    """
+    waiting, count = [(content, 0)], 0
+    while waiting:
+        (value, depth), count = waiting.pop(), count + 1
+        if count > _MOST_VALUES or depth > _DEEPEST:
+            raise ValueError(f"config: found more than {_MOST_VALUES} values, or more than {_DEEPEST} in each other")
+        if isinstance(value, dict):
+            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list | tuple):
+            waiting += [(part, depth + 1) for part in value]
+        elif not isinstance(value, str | int | float | None):
+            raise TypeError(f"config: found {type(value).__name__}, expected plain values")
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, leave_out: str | None = None) -> None:
@@ -136,7 +255,3 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, leave_out: str | Non
             f"with ({checkpoint.config.get('model', {})})"
         )
     module.load_state_dict(given)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -24,7 +24,7 @@ class TinyTask(pl.LightningModule):
         self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Conv2d(4, 2, 1))
         self.discriminator = nn.Conv2d(2, 1, 1)
         self.automatic_optimization = not adversarial
-        self.accumulate = accumulate
+        self.accumulate, self.accumulating = accumulate, False
         self.seen, self.validated = [snapshot(self)], []
 
     def training_step(self, batch, batch_idx):
@@ -33,7 +33,8 @@ class TinyTask(pl.LightningModule):
             return loss
         generator, discriminator = self.optimizers()
         self.manual_backward(loss)
-        if (batch_idx + 1) % self.accumulate == 0:
+        self.accumulating = (batch_idx + 1) % self.accumulate != 0
+        if not self.accumulating:
             self.manual_backward(self.discriminator(self.network(batch).detach()).mean())
             discriminator.step()
             discriminator.zero_grad()
@@ -77,7 +78,7 @@ def snapshot(task):
 def fit(task, *callbacks, epochs=2, resume=None, **options):
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in callbacks),
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
         callbacks=[*callbacks, Reseeding()], num_sanity_val_steps=0, **options,
     )  # fmt: skip
     trainer.fit(task, ckpt_path=resume, weights_only=True)

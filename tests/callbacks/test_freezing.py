@@ -30,7 +30,7 @@ class TinyTask(pl.LightningModule):
     def __init__(self, network=None, adversarial=False):
         super().__init__()
         self.network = network or make_network()
-        self.discriminator = nn.Conv2d(2, 1, 1)
+        self.discriminator, self.accumulating = nn.Conv2d(2, 1, 1), False
         self.automatic_optimization = not adversarial
         self.learning, self.seen = [], []
 
@@ -98,7 +98,8 @@ class TinyTask(pl.LightningModule):
 def fit(task, *callbacks, epochs=4, resume=None, **options):
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, callbacks=list(callbacks), num_sanity_val_steps=0, **options,
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        callbacks=list(callbacks), num_sanity_val_steps=0, **options,
     )  # fmt: skip
     trainer.fit(task, ckpt_path=resume, weights_only=True)
     return task

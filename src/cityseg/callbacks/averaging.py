@@ -101,7 +101,7 @@ class WeightEMA(pl.Callback):
         """Make the average the checkpoint's weights."""
         weights = checkpoint["state_dict"]
         average = {f"network.{key}": value for key, value in self._average.items()}
-        checkpoint[RAW] = {key: weights[key] for key in average}
+        checkpoint[RAW] = {key: self._raw.get(key.removeprefix("network."), weights[key]) for key in average}
         checkpoint["state_dict"] = {**weights, **average}
 
     def on_load_checkpoint(

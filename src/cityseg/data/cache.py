@@ -28,7 +28,7 @@ import torch
 
 from cityseg.data.decoded import USABLE, CachedPairs, Stack, Undecoded, readable_bytes
 from cityseg.errors import DataError
-from cityseg.files import write_json
+from cityseg.files import refusals_named, write_json
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ FORMAT = 1
 
 MADE_BY = "cityseg decoded cache"
 FOLDER, DATA, INDEX = "decoded", "data.bin", "index.json"
+UNFINISHED = re.compile(r"\.index\.\d+\.new\.json")
 NAME = re.compile(r".*-(photos|targets)-[0-9a-f]{16}")
 
 
@@ -58,7 +59,10 @@ def on_disk(cache_dir: Path, splits: Sequence[Undecoded]) -> list[CachedPairs]:
     named = {entry.folder: entry for both in entries for entry in both}
     with contextlib.ExitStack() as locks:
         for folder in sorted(named):  # all in one order, so that no two processes wait for each other
-            locks.enter_context(_locked(_lock_file(folder)))
+            with refusals_named(folder):
+                lock = _lock_file(folder)
+                lock.touch()
+            locks.enter_context(_locked(lock))
         missing = {folder: entry for folder, entry in named.items() if not entry.is_sound()}
         needed, free = sum(entry.bytes for entry in missing.values()), shutil.disk_usage(cache_dir).free
         if needed > USABLE * free:
@@ -141,17 +145,19 @@ class _Entry:
 
     def create(self) -> Stack:
         """A file to be filled in."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.data.open("xb") as file:
-            if hasattr(os, "posix_fallocate"):  # writing to a mapped file kills the process if the disk is full
-                os.posix_fallocate(file.fileno(), 0, self.bytes)
+        with refusals_named(self.data):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.data.open("xb") as file:
+                if hasattr(os, "posix_fallocate"):  # writing to a mapped file kills the process if the disk is full
+                    os.posix_fallocate(file.fileno(), 0, self.bytes)
         mapped = torch.from_file(str(self.data), shared=True, size=self.bytes, dtype=torch.uint8)
         return Stack(mapped, self.sizes, self.channels)
 
     def finish(self) -> None:
         """Declare the data complete: without an index they are never used."""
-        _flush(self.data)
-        _flush(self.folder)
+        with refusals_named(self.data):
+            _flush(self.data)
+            _flush(self.folder)
         write_json(self.folder / INDEX, self.index)
 
     def open(self) -> Stack:
@@ -167,12 +173,12 @@ def _build(split: Undecoded, photos: _Entry | None, targets: _Entry | None) -> N
     log.info("caching %d %s %s on disk: %s", len(split.pairs), split.name, kinds, size)
     try:
         split.decode(*(None if entry is None else entry.create() for entry in (photos, targets)))
+        for entry in new:
+            entry.finish()
     except BaseException:
         for entry in new:
             entry.clear()
         raise
-    for entry in new:
-        entry.finish()
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -181,7 +187,9 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     Raises:
         DataError: if the folder holds something else than a cache.
     """
-    strange = sorted(set(os.listdir(folder)) - {DATA, INDEX, f"{INDEX}.new"})
+    strange = sorted(
+        name for name in os.listdir(folder) if name not in (DATA, INDEX) and not UNFINISHED.fullmatch(name)
+    )
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +25,11 @@ from cityseg.data.loading import (
     SameSizeBatches,
     TrainBatches,
     TrainDataset,
+    TrainLoader,
     View,
     WholeDataset,
+    automatic_workers,
+    notice_lost_workers,
     quiet_worker,
 )
 from cityseg.data.samples import Reader, Samples, check
@@ -38,10 +40,7 @@ from cityseg.data.statistics import class_balanced_probabilities, image_class_pi
 from cityseg.data.transforms import Augment
 from cityseg.errors import ConfigError, DataError, Problems, did_you_mean
 from cityseg.labels import LabelSpace
-from cityseg.machine import available_cores
 from cityseg.paths import check_data_root
-
-log = logging.getLogger(__name__)
 
 Layout = Literal["gtfine", "pairs", "folders"]
 Cache = Literal["none", "ram", "disk"]
@@ -59,9 +58,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         crop: height and width (or one number for both) of training crops, in pixels of the scaled photos; a side
             longer than every photo is cut to the longest, so that no crop is mostly padding. ``auto`` is 512, or three
             quarters of smaller photos.
-        batch_size: training crops a step, on each device.
+        batch_size: training crops a step, on each device; with ``auto`` to be set before training.
         eval_batch_size: whole images a step in validation and test, where their sizes are equal.
         workers: loader processes, or ``auto``.
+        timeout: seconds that a batch of the loader processes is waited for before they count as hanging.
         scale: size at which photos are loaded, relative to the files. Training targets are scaled with them;
             evaluation targets keep their resolution, and so do scores.
         val_crop: side, or height and width, in pixels of the files, of the centre that evaluation is limited to; None
@@ -77,7 +77,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         scenes: number of built-in ``train`` and ``val`` scenes and their ``size``, if other than the defaults.
     """
 
-    layout: ClassVar[Layout]
+    layout: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
     reader: Reader
 
@@ -88,9 +88,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         *,
         augment: Augment,
         crop: int | Sequence[int] | Literal["auto"],
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         eval_batch_size: int,
         workers: int | Literal["auto"] = "auto",
+        timeout: float = 600,
         scale: float = 1.0,
         val_crop: int | Sequence[int] | Literal["none"] | None = None,
         cache: Cache = "none",
@@ -112,6 +113,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._crop = crop
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
         self._workers = automatic_workers() if workers == "auto" else workers
+        self._timeout = timeout
         self._scale, self._val_crop = scale, None if val_crop == "none" else val_crop
         self._cache, self._sampling, self._verify = cache, sampling, verify
         self._max_pixels, self._seed = max_pixels, seed
@@ -127,7 +129,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         problems = Problems("the data config")
         for name in ("batch_size", "eval_batch_size", "max_pixels"):
             value = getattr(self, f"_{name}")
-            if not isinstance(value, int) or value < 1:
+            if (name, value) != ("batch_size", "auto") and (not isinstance(value, int) or value < 1):
                 problems.add(f"data.{name}: found {value!r}, expected a whole number of at least 1")
         if self._crop != "auto" and not _is_size(self._crop):
             problems.add(f"data.crop: found {self._crop!r}, expected 'auto', one number or [height, width]")
@@ -217,9 +219,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         return f"{what} at the resolution of the ground truth{photos}"
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self) -> int | Literal["auto"]:
         """Training crops a step, on each device."""
         return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._batch_size = value
 
     def index(self, splits: Sequence[str]) -> None:
         """Find and check the files of some splits, once, collecting all problems.
@@ -256,7 +262,11 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _resolve_root(self) -> Path:
         self.check_root()
         if self._root is None:
-            return scenes_root(self.layout, cache_dir=self.cache_dir, **self._scenes)
+            if self.layout not in get_args(Layout):
+                raise ConfigError(
+                    f"data.root: found null, expected a folder: data={self.layout} has no built-in scenes"
+                )
+            return scenes_root(cast(Layout, self.layout), cache_dir=self.cache_dir, **self._scenes)
         return Path(self._root).expanduser().absolute()
 
     def samples(self, split: str) -> Samples:
@@ -323,8 +333,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset = TrainDataset(pairs, self._augment, self.crop_size(), self._seed)
         balanced = self._sampling == "class_balanced"
         probabilities = class_balanced_probabilities(image_class_pixels(self)) if balanced else None
+        assert self._batch_size != "auto"
         batches = TrainBatches(len(pairs), self._batch_size, self._seed, *self._processes("train"), probabilities)
-        return self._loader(dataset, batches)
+        return self._loader(dataset, batches, TrainLoader)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Whole images of the validation split."""
@@ -336,11 +347,18 @@ class SegmentationDataModule(pl.LightningDataModule):
         batches = SameSizeBatches(sizes, self._eval_batch_size, *self._processes(split))
         return self._loader(WholeDataset(self._pairs(split, self._eval_view), sizes), batches)
 
-    def _loader(self, dataset: TrainDataset | WholeDataset, batches: Sampler[Any]) -> DataLoader[Batch]:
-        return DataLoader(
+    def _loader(
+        self,
+        dataset: TrainDataset | WholeDataset,
+        batches: Sampler[Any],
+        kind: type[DataLoader[Batch]] = DataLoader,
+    ) -> DataLoader[Batch]:
+        notice_lost_workers()
+        return kind(
             dataset,
             batch_sampler=batches,
             num_workers=self._workers,
+            timeout=self._timeout if self._workers else 0,
             persistent_workers=self._workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=quiet_worker,
@@ -373,12 +391,3 @@ def _is_size(value: Any) -> bool:
 
 def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def automatic_workers() -> int:
-    """Loader processes that suit this machine: one a core up to 8 beside a GPU, half the cores where they train too."""
-    cores = available_cores()
-    workers = min(cores, 8) if torch.cuda.is_available() else min(cores // 2, 4)
-    pinned = "pinned memory" if torch.cuda.is_available() else "no pinned memory (no GPU)"
-    log.info("data.workers=auto: %d loader processes on %d cores, %s", workers, cores, pinned)
-    return workers

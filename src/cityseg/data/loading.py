@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, NotRequired, Protocol, TypedDict
@@ -11,10 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils import signal_handling
 
 from cityseg.data.samples import Pair, Reader, Samples
 from cityseg.data.transforms import Augment
+from cityseg.machine import available_cores
+
+log = logging.getLogger(__name__)
 
 
 class Batch(TypedDict):
@@ -218,7 +226,9 @@ class TrainBatches(Sampler[list[Key]]):
         self._probabilities = probabilities
         # A last, smaller batch is dropped (batch norm suffers from it) unless it is the only one.
         self._batch_size = min(batch_size, max(count // world, 1))
-        self._epoch = 0
+        self.epoch = 0
+        self.first = 0
+        """Batch that the next pass starts with."""
 
     @property
     def sampler(self) -> TrainBatches:
@@ -227,7 +237,7 @@ class TrainBatches(Sampler[list[Key]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; the trainer calls this, also after a resume."""
-        self._epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         """Number of batches of an epoch, on this process."""
@@ -235,16 +245,17 @@ class TrainBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """The batches of the chosen epoch."""
-        epoch, (samples, draws) = self._epoch, self._order()
+        epoch, (samples, draws), first = self.epoch, self._order(), self.first
+        self.first = 0
         step = self._batch_size * self._world
-        for start in range(self._rank * self._batch_size, len(self) * step, step):
+        for start in range(first * step + self._rank * self._batch_size, len(self) * step, step):
             part = slice(start, start + self._batch_size)
             pairs = zip(samples[part].tolist(), draws[part].tolist(), strict=True)
             yield [Key(epoch, sample, draw) for sample, draw in pairs]
 
     def _order(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Sample and draw of each key of the epoch, of all processes: ``(count,)`` each."""
-        rng = np.random.default_rng((self._seed, self._epoch))
+        rng = np.random.default_rng((self._seed, self.epoch))
         draws = np.zeros(self._count, np.int64)
         if self._probabilities is None:
             return rng.permutation(self._count), draws
@@ -252,6 +263,31 @@ class TrainBatches(Sampler[list[Key]]):
         grouped = np.argsort(samples, kind="stable")
         draws[grouped] = np.arange(self._count) - np.searchsorted(samples[grouped], samples[grouped])
         return samples, draws
+
+
+class TrainLoader(DataLoader[Batch]):
+    """A loader of :class:`TrainBatches` that goes on inside an epoch: the trainer saves and loads its state.
+
+    Workers start with the first batch, so that they know the epoch.
+    """
+
+    batch_sampler: TrainBatches
+    _given = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """The batches of the sampler's epoch."""
+        self._given = self.batch_sampler.first
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were given; 0 after the last."""
+        return {"epoch": self.batch_sampler.epoch, "batch": self._given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next pass go on where another loader was."""
+        self.batch_sampler.epoch, self.batch_sampler.first = state["epoch"], state["batch"]
 
 
 class SameSizeBatches(Sampler[list[int]]):
@@ -284,6 +320,36 @@ class SameSizeBatches(Sampler[list[int]]):
             yield list(range(int(start), int(stop)))
 
 
+def notice_lost_workers() -> None:
+    """Let torch listen again to workers that die: it does so once, and a trainer that is done has silenced it.
+
+    Without it a batch of theirs is waited for until the timeout.
+    """
+    if hasattr(signal, "SIGCHLD") and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
+        signal_handling._SIGCHLD_handler_set = False
+
+
 def quiet_worker(_: int) -> None:
-    """Keep a loader worker on its own core: OpenCV starts one thread a core by default."""
-    cv2.setNumThreads(0)
+    """Keep a loader worker on its own core, and let what asks all processes to stop reach the run, not its workers."""
+    cv2.setNumThreads(0)  # OpenCV starts one thread a core by default
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # where SLURM runs
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_heed_parent, daemon=True).start()
+
+
+def _heed_parent() -> None:
+    """End this worker when the run does, by SIGTERM, and not when SLURM sends it to all processes of a job."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def automatic_workers() -> int:
+    """Loader processes that suit this machine: one a core up to 8 beside a GPU, half the cores where they train too."""
+    cores = available_cores()
+    workers = min(cores, 8) if torch.cuda.is_available() else min(cores // 2, 4)
+    pinned = "pinned memory" if torch.cuda.is_available() else "no pinned memory (no GPU)"
+    log.info("data.workers=auto: %d loader processes on %d cores, %s", workers, cores, pinned)
+    return workers

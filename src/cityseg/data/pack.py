@@ -9,20 +9,24 @@ import argparse
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
+from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.samples import progress
 from cityseg.data.stream import FORMAT, INDEX, LAYOUTS
 from cityseg.data.transforms import Augment
 from cityseg.errors import CitysegError, ConfigError, DataError
+from cityseg.files import refusals_named, write_bytes
 
 SHARD_BYTES = 256_000_000
 """A shard that has reached this size is closed. Files are read one by one: it matters only to copying."""
@@ -36,7 +40,7 @@ def pack(
     settings: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the shards of some splits and, when all are there, the index.
+    """Write the shards of some splits and, when all are there, the index; all of them or nothing.
 
     Args:
         layout: ``gtfine``, ``pairs`` or ``folders``.
@@ -47,18 +51,30 @@ def pack(
         shard_bytes: size at which a shard is closed.
 
     Raises:
-        CitysegError: if a file is unsound, or the folder is not empty.
+        CitysegError: if a file is unsound, the folder is not empty, or the system refuses to write.
     """
-    try:
-        import webdataset
-    except ImportError as error:
-        raise ConfigError("packing needs webdataset. Fix: pip install 'cityseg[stream]'") from error
+    if find_spec("webdataset") is None:
+        raise ConfigError("packing needs webdataset. Fix: pip install 'cityseg[stream]'")
     if output.is_dir() and any(output.iterdir()):
         raise DataError(f"output={output}: the folder is not empty, expected a new one")
     options: dict[str, Any] = {"crop": "auto", "batch_size": 1, "eval_batch_size": 1, "workers": 0}
     data = LAYOUTS[layout](root, **(settings or {}), augment=Augment(), **options)
     data.index(splits)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with refusals_named(output):
+            output.mkdir(parents=True, exist_ok=True)
+            about = {"format": FORMAT, "layout": layout, "settings": dict(settings or {}), "time_ns": time.time_ns()}
+            _write_shards(data, output, splits, shard_bytes, about)
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def _write_shards(
+    data: SegmentationDataModule, output: Path, splits: Sequence[str], shard_bytes: int, about: Mapping[str, Any]
+) -> None:
+    import webdataset
+
     named: dict[str, str] = {}  # in its shard -> in the data set
     places: dict[str, tuple[int, int, int]] = {}
     shards: list[tuple[str, int]] = []
@@ -85,13 +101,11 @@ def pack(
                     files[f"label{label.suffix.lower()}"] = label
                 named |= {f"{key}.{part}": str(path.relative_to(samples.root)) for part, path in files.items()}
                 writer.write({"__key__": key, **{part: path.read_bytes() for part, path in files.items()}})
-    about = {"format": FORMAT, "layout": layout, "settings": dict(settings or {}), "shards": shards,
-             "time_ns": time.time_ns()}  # fmt: skip
     names = np.array(sorted(os.fsencode(name) for name in places), np.bytes_)
     arrays["places"] = np.array([places[os.fsdecode(name)] for name in names], np.int64)
     content = io.BytesIO()
-    np.savez_compressed(content, about=np.array(json.dumps(about)), names=names, **arrays)
-    (output / INDEX).write_bytes(content.getvalue())
+    np.savez_compressed(content, about=np.array(json.dumps({**about, "shards": shards})), names=names, **arrays)
+    write_bytes(output / INDEX, content.getbuffer())
 
 
 def main() -> None:

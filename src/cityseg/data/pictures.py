@@ -6,7 +6,8 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cityseg.data.images import MAX_PIXELS, PHOTO_MODES, check_pixels
+from cityseg.data.images import FORMATS, MAX_PIXELS, PHOTO_MODES, check_file, check_pixels
 from cityseg.data.samples import describe_folder
 from cityseg.errors import ConfigError, FileProblem, Problems
 from cityseg.labels import ByteArray
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 PICTURES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 VIDEOS = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"])
 
+_FORMATS = [*FORMATS, *(["AVIF"] if ".avif" in Image.registered_extensions() else [])]
 _REPLACE = "copy or download the file again"
 
 
@@ -70,7 +72,10 @@ def find_sources(wanted: str, leave_out: Sequence[Path] = ()) -> tuple[Path, lis
         base, found = path.parent, [path]
     else:
         base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-        found = [Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()]
+        # Unlike glob.glob, this follows no links to folders below **, which may lead in circles.
+        pattern = str(path.relative_to(base))
+        matches = base.glob(f"{pattern}/*" if pattern.endswith("**") else pattern) if pattern != "." else ()
+        found = [file for file in matches if file.is_file()]
     known = [file for file in found if file == path or _is_wanted(file.relative_to(base))]
     if any(".." in file.relative_to(base).parts for file in known):
         raise ConfigError(f"input={wanted}: found '..' behind a wildcard, expected it before the first one")
@@ -128,6 +133,25 @@ def read_frames(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]
         yield Frame(read_picture(source.path, max_pixels))
 
 
+def read_ahead(sources: Iterable[Source], max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Source, Frame | FileProblem]]:
+    """The frames of each source, or what is wrong with it, while a thread reads the next one."""
+
+    def read() -> Iterator[tuple[Source, Frame | FileProblem]]:
+        for source in sources:
+            try:
+                for frame in read_frames(source, max_pixels):
+                    yield source, frame
+            except FileProblem as problem:
+                yield source, problem
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        items = read()
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
 def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> ByteArray:
     """Decode a picture as a viewer shows it, turned as its EXIF says.
 
@@ -140,8 +164,9 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> ByteArray:
     Raises:
         FileProblem: if the file is no whole picture, too large, or of a mode without a fixed range (32 bits).
     """
+    check_file(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             check_pixels(path, image.width, image.height, max_pixels, "max_pixels")
             kind, upright = image.format, ImageOps.exif_transpose(image)
     except FileProblem:
@@ -163,6 +188,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> ByteArray:
 
 
 def _read_video(path: Path, max_pixels: int) -> Iterator[Frame]:
+    check_file(path)
     video = cv2.VideoCapture(str(path))  # turns frames as the file says
     try:
         width, height = (int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cityseg.data.images import MAX_PIXELS, Header, read_header
-from cityseg.errors import FileProblem, Problems
+from cityseg.errors import UNPRINTABLE, FileProblem, Problems, printable
 from cityseg.labels import ByteArray
 from cityseg.machine import available_cores
 
@@ -142,6 +142,9 @@ def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems, m
 def _check_headers(samples: Samples, reader: Reader, index: int, max_pixels: int) -> tuple[int, int] | FileProblem:
     try:
         photo_path, label_path = samples.photo(index), samples.label(index)
+        for path in (photo_path, label_path):
+            if UNPRINTABLE.search(str(path)):
+                raise FileProblem(path, "a name with control characters, or not in UTF-8", "", "rename the file")
         size = reader.photo_size(photo_path, read_header(photo_path, max_pixels))
         if label_path is not None and label_path != photo_path:
             label = read_header(label_path, max_pixels)
@@ -256,4 +259,4 @@ def _names(folder: Path) -> str:
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
     if not names:
         return "nothing"
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return ", ".join(map(printable, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -53,7 +53,9 @@ def write_split(path: Path, names: Sequence[str], split: Split) -> None:
     for number, (_, indices) in enumerate(split.items()):
         part_of[indices] = number
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    # Before Python 3.13 a carriage return is left without quotes.
+    quoted = any("\r" in name for name in names)
+    rows = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
     rows.writerow(("file", "part"))
     rows.writerows((name, PARTS[number]) for name, number in zip(names, part_of, strict=True) if number >= 0)
     write_text(path, text.getvalue())

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ class TrainingImages:
     class_pixels: Callable[[], npt.NDArray[np.int32]]
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """How training images are divided into folds."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -13,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cityseg.data.samples import Reader, Samples
-from cityseg.errors import DataError
+from cityseg.errors import DataError, WriteError
+from cityseg.files import fresh_file
 from cityseg.machine import available_cores
 
 if TYPE_CHECKING:  # the data module itself samples by these counts
@@ -37,7 +37,13 @@ def image_class_pixels(data: SegmentationDataModule) -> npt.NDArray[np.int32]:
     samples, classes = data.samples("train"), data.label_space.num_classes
     kept = data.cache_dir / "class-pixels" / f"{_key(samples, data.reader)}.npy"
     if kept.is_file():
-        return np.asarray(np.load(kept), np.int32)
+        try:
+            found = np.load(kept, allow_pickle=False)
+            if found.shape == (len(samples), classes):
+                return np.asarray(found, np.int32)
+        except (EOFError, ValueError) as error:
+            log.warning("%s: %s", kept, error)
+        log.warning("%s is damaged and is made anew", kept)
     counts = np.zeros((len(samples), classes), np.int32)
 
     def count(index: int) -> None:
@@ -49,11 +55,11 @@ def image_class_pixels(data: SegmentationDataModule) -> npt.NDArray[np.int32]:
     with ThreadPoolExecutor(max_workers=available_cores()) as pool:
         for _ in pool.map(count, range(len(samples))):
             pass
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    fresh = kept.with_suffix(f".{os.getpid()}.new")  # each process of a run may count at the same time
-    with fresh.open("wb") as file:
-        np.save(file, counts)
-    os.replace(fresh, kept)
+    try:
+        with fresh_file(kept) as fresh:
+            np.save(fresh, counts)
+    except WriteError as error:  # what they are kept for is time alone
+        log.warning("%s. Without it they are counted again by the next run", error)
     return counts
 
 

@@ -70,14 +70,17 @@ class Pack:
             content = _read(url, INDEX)
             arrays = dict(np.load(io.BytesIO(content), allow_pickle=False))
             about = json.loads(arrays.pop("about").item())
+            newer = about["format"] > FORMAT or about["layout"] not in LAYOUTS
+            if any("/" in shard or "\\" in shard for shard, _ in about["shards"]):
+                raise ValueError("a shard outside of the folder")
             pack = cls(url, about, arrays.pop("names"), arrays.pop("places"), arrays)
         except FileNotFoundError as error:
             raise DataError(
                 f"{where}: found no {INDEX}, expected the folder that python -m cityseg.data.pack has written"
             ) from error
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        except (zipfile.BadZipFile, KeyError, MemoryError, TypeError, ValueError, EOFError) as error:
             raise DataError(f"{where}: {INDEX} is damaged ({error}). Fix: copy it again, or pack again") from error
-        if about["format"] > FORMAT or about["layout"] not in LAYOUTS:
+        if newer:
             raise DataError(f"{where}: written by a newer cityseg (layout {about['layout']}); update")
         return pack
 

@@ -8,25 +8,28 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from hydra.conf import HydraConf
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from cityseg.checkpoints import load_checkpoint
+from cityseg.callbacks.state import EXIT_CODES, Stopped
+from cityseg.checkpoints import load_checkpoint, resumable_checkpoint
 from cityseg.crossval.folds import FAILED, FINAL, siblings
-from cityseg.errors import CheckpointError, CitysegError, ConfigError
-from cityseg.files import write_json
+from cityseg.errors import CitysegError, ConfigError, WriteError
+from cityseg.files import locked, write_json
 from cityseg.machine import (
     available_cores,
     claim_gpu,
@@ -35,17 +38,19 @@ from cityseg.machine import (
     shares_gpus,
     threads_of_a_job,
 )
-from cityseg.runs.config import check_trusted, resume_config, settle
+from cityseg.runs.config import resume_config, settle
 from cityseg.runs.output import print_closing, quiet_libraries
 from cityseg.runs.sweeps import log_progress
 from cityseg.runs.training import train
+from cityseg.runs.trust import check_inside, check_trusted
 
 log = logging.getLogger(__name__)
 
 
 def run_hydra_job(config: DictConfig, hydra_config: HydraConf) -> float | None:
     """Run what Hydra has composed, with this job's share of the machine; see :func:`run_job`."""
-    run_dir, typed = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
+    run_dir = Path(hydra_config.runtime.output_dir)
+    typed: Any = OmegaConf.to_container(hydra_config.overrides.task)  # as it was typed, ${references} too
     if hydra_config.mode != RunMode.MULTIRUN:
         return run_job(config, run_dir, typed, sweep=None)
     sweep, launcher = Path(hydra_config.sweep.dir), hydra_config.launcher
@@ -96,12 +101,20 @@ def run_job(
     Raises:
         CitysegError: for what a user can mend.
     """
-    last = run_dir / "checkpoints" / "last.ckpt"
-    with _unchanged_process(), _noted_failure(run_dir, announce=sweep is not None):
+    checkpoints = run_dir / "checkpoints"
+    with (
+        locked(run_dir),
+        _unchanged_process(),
+        _stopped_by_signals(),
+        _noted_failure(run_dir, announce=sweep is not None),
+    ):
         quiet_libraries()
+        for left in checkpoints.glob(".*.new*"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         if threads is not None:
             torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
         if config.resume is not None:
+            last = resumable_checkpoint(checkpoints)
             return _told(train(_saved_config(last, typed, config.trusted), run_dir, resume_from=last), run_dir)
         settle(config)
         if sweep is not None and config.fold == FINAL:
@@ -111,28 +124,43 @@ def run_job(
         if (run_dir / "metrics.json").is_file():
             log.info("has finished before, and is kept")
             return _objective(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8")))
-        if not last.is_file():
+        if not checkpoints.is_dir() or not any(checkpoints.glob("*.ckpt")):
             return _told(train(config, run_dir), run_dir, brief=True)
+        last = resumable_checkpoint(checkpoints)
         begun = load_checkpoint(last)
+        check_trusted(begun.config, config.trusted)
         log.info("goes on after %d epochs", begun.epochs)
         # Classes that were found in the training labels are not found again.
         if "centers" in config.data:
             config.data.centers = begun.config["data"]["centers"]
+        if config.data.batch_size == "auto":  # nor what fits
+            config.data.batch_size = begun.config["data"]["batch_size"]
         return _told(train(config, run_dir, resume_from=last), run_dir, brief=True)
 
 
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Outside of training too, leave with the exit code that asks to be started again; training saves first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(EXIT_CODES[signal.Signals(number)])
+
+    asked = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop) for number in asked}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _saved_config(last: Path, typed: Sequence[str], trusted: Sequence[str]) -> DictConfig:
-    run_dir = last.parent.parent
-    if not last.is_file():
-        raise CheckpointError(
-            f"resume={run_dir}: found no {last.relative_to(run_dir)} in it, expected the folder of a run that has "
-            "started to train. Fix: correct the path, or start the run again without resume"
-        )
-    checkpoint = load_checkpoint(last)
+    run_dir, checkpoint = last.parent.parent, load_checkpoint(last)
     check_trusted(checkpoint.config, trusted)
     log.info("resuming %s after %d epochs", run_dir, checkpoint.epochs)
     config = resume_config(checkpoint.config, typed, str(run_dir))
     settle(config)
+    check_inside(config, run_dir, typed)
     return config
 
 
@@ -181,7 +209,10 @@ def _noted_failure(run_dir: Path, *, announce: bool) -> Iterator[None]:
         yield
     except Exception as error:
         expected = isinstance(error, CitysegError)
-        write_json(run_dir / FAILED, {"error": str(error) if expected else f"{type(error).__name__}: {error}"})
+        try:
+            write_json(run_dir / FAILED, {"error": str(error) if expected else f"{type(error).__name__}: {error}"})
+        except WriteError as refused:  # the failure itself, perhaps of the same disk, says more
+            log.error("%s", refused)
         if announce:
             log.error("%s failed: %s", run_dir, error, exc_info=None if expected else error)
             _release(error)

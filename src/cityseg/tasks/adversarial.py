@@ -90,6 +90,11 @@ class AdversarialTask(SegmentationTask):
         self._gradient_norm = torch.zeros(())  # of the optimizer that has stepped last
         self._monitor: object = None  # of a plateau schedule
 
+    @property
+    def accumulating(self) -> bool:
+        """See :attr:`Task.accumulating`."""
+        return bool(self._window)
+
     def on_train_start(self) -> None:
         """Tell the trainer how many batches make a step: its loggers count the generator's, as of any other task."""
         self.trainer.accumulate_grad_batches = self._accumulate

@@ -79,6 +79,11 @@ class Task(pl.LightningModule):
         if hasattr(self.network, "forward_auxiliary"):
             register_fsdp_forward_method(self.network, "forward_auxiliary")
 
+    @property
+    def accumulating(self) -> bool:
+        """Whether batches are held back for a step that is still to come, and which a checkpoint would lose."""
+        return False
+
     def forward(self, photo: Tensor) -> Tensor:
         """Logits ``(B, C, H, W)`` of photos ``(B, 3, H, W)`` uint8."""
         return cast(Tensor, self.network(photo))

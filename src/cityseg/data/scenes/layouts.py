@@ -19,6 +19,7 @@ from PIL import Image
 from cityseg.data.scenes.backdrop import develop
 from cityseg.data.scenes.composer import compose
 from cityseg.errors import ConfigError
+from cityseg.files import refusals_named
 from cityseg.labels import CITYSCAPES_LABELS, VOID, ByteArray, label_space
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def scenes_root(
 
     Raises:
         ConfigError: if there is no such layout, or a count or the size is too small.
+        WriteError: if the system refuses to write them.
     """
     if layout not in _WRITERS:
         raise ConfigError(f"no layout {layout!r} for the built-in scenes: expected one of {', '.join(_WRITERS)}")
@@ -100,11 +102,17 @@ def scenes_root(
     root = cache_dir / f"scenes-v{SCENES_VERSION}-{layout}-{train}+{val}-{size}px-seed{seed}"
     if root.is_dir():
         return root
-    cache_dir.mkdir(parents=True, exist_ok=True)
     log.info("Drawing %d + %d street scenes (%d px, %s layout) into %s", train, val, size, layout, root)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=cache_dir))
+    with refusals_named(root):
+        _draw(layout, root, {"train": train, "val": val}, size, seed)
+    return root
+
+
+def _draw(layout: Layout, root: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        _write_all(layout, unfinished, {"train": train, "val": val}, size, seed)
+        _write_all(layout, unfinished, counts, size, seed)
         unfinished.chmod(0o755)  # mkdtemp makes folders that only their owner may read
         try:
             unfinished.rename(root)
@@ -113,7 +121,6 @@ def scenes_root(
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return root
 
 
 # --------------------------------------------------------------------------------------- writing the layouts
@@ -148,7 +155,7 @@ def _write_all(layout: Layout, root: Path, counts: dict[str, int], size: int, se
     commands = [[sys.executable, "-m", "cityseg.data.scenes", job] for job in jobs]
     painters = [subprocess.Popen(command) for command in commands]
     if failed := [command for command, painter in zip(commands, painters, strict=True) if painter.wait()]:
-        raise RuntimeError(f"{len(failed)} of {parts} processes that draw the built-in scenes failed: {failed[0]}")
+        raise OSError(f"{len(failed)} of {parts} processes that draw it failed, as they say above")
 
 
 def write_part(
