@@ -10,9 +10,10 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from cityseg.errors import CitysegError, did_you_mean
 
@@ -50,6 +51,10 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     # A sweep that was given a name has one folder, so that the same command goes on with it.
     OmegaConf.register_new_resolver("sweep_time", lambda name, now: "" if name else now, replace=True)
     arguments = expand_generator(expand_resume(sys.argv[1:]))
+    for value in (argument.removeprefix("name=") for argument in arguments if argument.startswith("name=")):
+        name = Path(value.strip("'\""))
+        if name.is_absolute() or ".." in name.parts:
+            fail(f"name={value}: leads out of outputs. Fix: a plain name, or hydra.run.dir=FOLDER")
     arguments = multirun_first([quote_path(argument) for argument in arguments])
     sys.argv[1:] = one_writer(arguments, os.environ)
     # Hydra then raises what went wrong instead of printing a shortened traceback of its own.
@@ -58,7 +63,7 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     sweep = _sweep()
     if sweep is None:
         if failure is not None:
-            _fail(failure)
+            fail(failure)
         return
     if failure is not None and not sweep.failed():  # else the job has told it
         log.error("%s", failure)
@@ -88,6 +93,9 @@ def _attempt(main: Callable[[], Any], config_dir: Path, config_name: str) -> str
     except Exception as error:
         if plugin := re.match(r"Unknown plugin class : 'hydra_plugins\.hydra_(\w+?)_launcher\.", str(error)):
             return f"hydra/launcher: its plugin is not installed. Fix: pip install 'cityseg[{plugin[1]}]'"
+        if "/hydra/_internal/" in traceback.extract_tb(error.__traceback__)[-1].filename.replace(os.sep, "/"):
+            groups = " ".join(_group_choices(sys.argv[1:], config_dir)) or "an override without a key"
+            return f"{groups}: {error}. Fix: choose by name, as GROUP=CHOICE or GROUP=[CHOICE,CHOICE]"
         if (sweep := _sweep()) is None or not sweep.begun():
             raise
         return f"{type(error).__name__}: {error}"
@@ -100,7 +108,8 @@ def _sweep() -> Sweep | None:
     return None if module is None else cast("Sweep | None", module.started)
 
 
-def _fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
+    """Say what went wrong, and leave with exit code 1."""
     if logging.getLogger().handlers:
         log.error("%s", message)
     else:
@@ -110,6 +119,8 @@ def _fail(message: str) -> None:
 
 def _short_message(error: Exception) -> str:
     """What Hydra says, without its search path, and with the nearest choice where a group has no such one."""
+    from hydra.errors import OverrideParseException
+
     if "Could not load 'hydra/sweeper/optuna'" in str(error):
         return "hydra/sweeper=search: its plugin is not installed. Fix: pip install 'cityseg[optuna]'"
     options = getattr(error, "options", None)
@@ -117,6 +128,8 @@ def _short_message(error: Exception) -> str:
         group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
         return f"{group}={choice}: no such choice, expected one of {', '.join(options)}.{did_you_mean(choice, options)}"
     lines = [line for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
+    if (key := getattr(error, "full_key", None)) and key not in lines[0]:
+        lines[0] = f"{key}: {lines[0]}"
     noise = (
         "full_key:",
         "object_type=",
@@ -125,6 +138,9 @@ def _short_message(error: Exception) -> str:
         "See https",
         "To append to your config",
     )
+    if isinstance(error, OverrideParseException):
+        lines.insert(0, str(error.override or ""))
+        lines.append("Fix: KEY=VALUE, with 'quotes' around a value that has more in it than letters, digits and ._-/")
     return "\n".join(dict.fromkeys(line for line in lines if line.strip() and not line.strip().startswith(noise)))
 
 
@@ -141,7 +157,7 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
     if folder in ("", "null"):
         return arguments
     if not Path(folder).is_dir():
-        _fail(
+        fail(
             f"resume={folder}: no such folder, expected that of a run (outputs/NAME/TIMESTAMP) or of a sweep "
             "(outputs/NAME/multirun/TIMESTAMP)"
         )
@@ -152,15 +168,49 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def _sweep_arguments(folder: Path, typed: Sequence[str]) -> list[str]:
-    """What a sweep was started with, and what was typed now in place of the same keys."""
+    """What a sweep was started with, and what was typed now in place of the same keys.
+
+    What a folder says is data: what could run code, or write elsewhere, has to be typed again.
+    """
     import yaml  # type: ignore[import-untyped]
 
-    started = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]["overrides"]
+    try:
+        started = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]["overrides"]
+        before = [str(text) for text in (*started["hydra"], *started["task"])]
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        fail(f"{folder}/multirun.yaml: not what a sweep writes ({type(error).__name__}). Fix: type the command again")
     now = {argument.partition("=")[0] for argument in typed}
-    again = [text for text in (*started["hydra"], *started["task"]) if text.partition("=")[0] not in now]
     anew = ("hydra.mode=", "hydra.sweep.dir=", "hydra.job.config.override_dirname.exclude_keys=")
-    kept = [text for text in again if not text.startswith(anew)]
+    kept = [text for text in before if text.partition("=")[0] not in now and not text.startswith(anew)]
+    if refused := [text for text in kept if not _is_harmless(text)]:
+        fail(
+            f"resume={folder}: its multirun.yaml has {' and '.join(map(ascii, refused))}, which is refused, since it "
+            "could run code or leave the folder. Fix: if it is your own, type it again beside resume="
+        )
     return [*(() if {"-m", "--multirun"} & now else ("-m",)), *kept, *typed, f"hydra.sweep.dir={quoted(folder)}"]
+
+
+def _is_harmless(override: str) -> bool:
+    """Whether an override from a file chooses among what there is, and sets values.
+
+    >>> [_is_harmless(text) for text in ("model=unet,fpn", "data.root=/data", "hydra.launcher.n_jobs=2")]
+    [True, True, True]
+    >>> [_is_harmless(text) for text in ("model=/tmp/evil", "loss._target_=os.system", "hydra.job_logging.x=y")]
+    [False, False, False]
+    """
+    key, _, value = override.partition("=")
+    if re.search(r"_target_|\$\{|\.\.", override):
+        return False
+    if key.startswith("hydra"):
+        return re.fullmatch(r"hydra/(launcher|sweeper)|hydra\.(launcher|sweeper)\.[\w.]+", key) is not None and (
+            re.fullmatch(r"[\w.:-]+", value) is not None
+        )
+    is_group = "." not in key or "@" in key
+    return (
+        re.fullmatch(r"[+~]{0,2}[a-zA-Z]\w*[\w.@/]*", key) is not None
+        and key.lstrip("+") not in ("resume", "trusted")
+        and not (is_group and "/" in value)
+    )
 
 
 def quoted(value: object) -> str:
@@ -169,7 +219,8 @@ def quoted(value: object) -> str:
     >>> quoted("a, b")
     "'a, b'"
     """
-    text = str(value).replace("\\'", "\\\\'").replace("'", "\\'")
+    # Backslashes mean themselves but before a quote, be it the last one.
+    text = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(value))
     return f"'{text}'"
 
 
@@ -219,6 +270,12 @@ def multirun_first(arguments: Sequence[str]) -> list[str]:
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
+def _group_choices(overrides: Sequence[str], config_dir: Path) -> list[str]:
+    """The overrides that choose from a group of ours."""
+    groups = [path.name for path in config_dir.iterdir() if path.is_dir()]
+    return [text for text in overrides if re.split("[=@]", text.lstrip("+~"))[0] in groups]
+
+
 def nearest_key(overrides: Sequence[str], config_dir: Path, config_name: str) -> str:
     """Name the existing keys nearest to those that were typed and do not exist; empty if all exist."""
     from hydra import compose, initialize_config_dir
@@ -228,7 +285,10 @@ def nearest_key(overrides: Sequence[str], config_dir: Path, config_name: str) ->
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        known = dotted_keys(compose(config_name, return_hydra_config=False))
+        try:
+            known = dotted_keys(compose(config_name, _group_choices(overrides, config_dir)))
+        except Exception:  # one of the choices is what is wrong
+            known = dotted_keys(compose(config_name))
     typed = [override.partition("=")[0] for override in overrides if "=" in override and override[0] not in "+~-"]
     wrong = [key for key in typed if key not in known and not key.startswith("hydra")]
     return "".join(f"\n{key}:{hint}" for key in wrong if (hint := did_you_mean(key, known)))

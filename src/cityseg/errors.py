@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SHOWN = 10  # offenders listed before the rest is only counted
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Characters that a terminal, a log or a CSV file takes for more than text, and bytes that are not UTF-8."""
 
 
 class CitysegError(ValueError):
@@ -31,13 +34,21 @@ class FileProblem(DataError):
     def __init__(self, path: object, kind: str = "", found: str = "", fix: str = "") -> None:
         """See the class. A path alone is the whole message, as when a loader worker's error is raised anew."""
         super().__init__(
-            ": ".join(str(part) for part in (path, kind, found) if part) + (f". Fix: {fix}" if fix else "")
+            ": ".join(printable(str(part)) for part in (path, kind, found) if part) + (f". Fix: {fix}" if fix else "")
         )
         self.path, self.kind, self.found, self.fix = path, kind, found, fix
 
 
 class ConfigError(CitysegError):
     """A config value, or a combination of values, that cannot work."""
+
+
+class TrainingError(CitysegError):
+    """Training cannot go on: its numbers, its memory or its helpers have failed."""
+
+
+class WriteError(CitysegError):
+    """A file that the system did not let be written."""
 
 
 class CheckpointError(CitysegError):
@@ -78,7 +89,7 @@ class Problems:
         problem = self._problems.setdefault(title, _Problem(title, fix))
         problem.count += 1
         if offender and len(problem.offenders) < SHOWN:
-            problem.offenders.append(offender)
+            problem.offenders.append(printable(offender))
 
     def add_file(self, problem: FileProblem, root: Path) -> None:
         """Add what is wrong with one file, shown relative to the root."""
@@ -114,6 +125,15 @@ class Problems:
             raise error(str(self))
 
 
+def printable(text: str) -> str:
+    r"""A name from a file, with escapes for what is no text.
+
+    >>> print(printable(chr(27) + "[31m"))
+    \x1b[31m
+    """
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """Name the known words nearest to a wrong one.
 
@@ -123,5 +143,7 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     >>> did_you_mean("unett", ["unet", "manet", "pspnet"])
     " Did you mean 'unet' or 'manet'?"
     """
-    near = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+    known = list(known)
+    near = [n for w in (word, word.lower()) for n in difflib.get_close_matches(w, known, n=count, cutoff=0.6)]
+    near = list(dict.fromkeys(near))[:count]
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

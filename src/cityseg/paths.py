@@ -14,8 +14,9 @@ def check_data_root(root: str | None) -> None:
     Raises:
         DataError: if it is not.
     """
-    if root is not None and "://" not in root and not Path(root).expanduser().is_dir():
-        what = "is a file" if Path(root).exists() else "no such folder"
+    path = Path(str(root)).expanduser()
+    if root is not None and "://" not in str(root) and not path.is_dir():
+        what = "is a file" if path.exists() else "no such folder"
         raise DataError(
             f"data.root={root}: {what}, expected the folder of a data set. Fix: correct the path, or leave data.root "
             "out for the built-in scenes"

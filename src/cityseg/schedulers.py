@@ -11,15 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
+from typing import Any, Literal, Protocol, SupportsFloat
 
+from pytorch_lightning.utilities.types import LRSchedulerConfigType
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from cityseg.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from pytorch_lightning.utilities.types import LRSchedulerConfigType
 
 
 class SchedulerFactory(Protocol):

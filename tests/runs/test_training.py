@@ -148,7 +148,7 @@ def test_resume_refuses_what_it_cannot_follow(run_tiny, compose_config):
 
 
 def test_resume_of_a_folder_without_a_checkpoint_is_an_error(tmp_path, compose_config):
-    with pytest.raises(CheckpointError, match=r"found no checkpoints/last.ckpt"):
+    with pytest.raises(CheckpointError, match=r"found no checkpoint, expected last.ckpt"):
         run_job(compose_config([f"resume={tmp_path}"], tmp_path), tmp_path, [], sweep=None)
 
 
@@ -179,7 +179,7 @@ def test_monitor_names_are_checked_before_anything_starts(run_tiny):
 
 def test_a_missing_folder_is_said_before_training(run_tiny):
     with pytest.raises(DataError, match="no such folder"):
-        run_tiny("data.root=/no/such/folder")
+        run_tiny("data.root=/no/such/folder", "model.pretrained=false")
 
 
 def test_a_network_that_needs_two_images_refuses_a_batch_of_one(run_tiny):

@@ -4,40 +4,48 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import hydra
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cityseg.crossval.folds import FINAL
 from cityseg.errors import CitysegError, ConfigError, Problems, did_you_mean
 from cityseg.keys import dotted_keys
+from cityseg.runs.arguments import check_arguments, check_types
+from cityseg.runs.trust import calls
 from cityseg.tasks.base import Task
 
-TRUSTED = (
-    "albumentations.",
-    "cityseg.",
-    "pytorch_lightning.",
-    "segmentation_models_pytorch.",
-    "torch.nn.",
-    "torch.optim.",
-    "torchmetrics.",
-)
-"""Prefixes of what a config that came with a checkpoint may build. What a user types may build anything."""
+KEYS = {
+    **dict.fromkeys(("blending", "input", "monitor", "monitor_mode", "output", "split"), str),
+    **dict.fromkeys(("calibration", "compile", "official", "overwrite", "predictions"), bool),
+    **{"alpha": float, "boundary": float | None, "large": int | None, "max_pixels": int, "panels": int},
+    **{"data.scale": float | None, "save": str | list[str], "scales": list[float], "trusted": list[str]},
+}
+"""Keys that no group has, of all commands, and their types."""
+
+Built = TypeVar("Built")
 
 
 def settle(config: DictConfig) -> None:
     """Fix, in place, what depends on the machine and the moment, so that the saved config says what was used.
 
-    The rest keeps its references (``${seed}``), so that a resumed run can override a key and have it followed.
+    The rest keeps its references (``${seed}``), so that a resumed run can override a key and have it followed; what
+    is looked up elsewhere (``${oc.env:HOME}``) is not looked up again from a file.
     """
+    nodes = _check_groups(config)
     config.run_dir = str(config.run_dir)
-    if config.data.root is not None and "://" not in config.data.root:
-        config.data.root = str(Path(config.data.root).expanduser().absolute())
+    for (*parents, name), _ in list(calls(cast(dict[str, Any], OmegaConf.to_container(config)))):
+        node: Any = functools.reduce(operator.getitem, parents, config)
+        node[name] = node[name]
+    if config.data.root is not None and "://" not in str(config.data.root):
+        config.data.root = str(Path(str(config.data.root)).expanduser().absolute())
     network = network_node(config)
     if "pretrained" in network and network.pretrained is None:
         network.pretrained = config.data.root is not None
@@ -45,6 +53,52 @@ def settle(config: DictConfig) -> None:
         network.freeze_encoder = bool(network.pretrained)
     if config.trainer.precision == "auto":
         config.trainer.precision = automatic_precision(config.trainer.accelerator)
+    problems = Problems("the config")
+    for key in nodes:
+        plain: Any = OmegaConf.to_container(OmegaConf.select(config, key), resolve=True, throw_on_missing=True)
+        plain.pop("class_weights", None)  # of the loss: the name of a scheme, or numbers
+        check_arguments(plain, key, problems)
+    problems.raise_if_any(ConfigError)
+
+
+def _check_groups(config: DictConfig) -> list[str]:
+    """The keys of the nodes that something is built from; what is said of them is checked later.
+
+    Raises:
+        ConfigError: with every group that is no mapping, and every key of no group that is of another type.
+    """
+    problems = Problems("the config")
+    adversarial = isinstance(config.model, DictConfig) and "generator" in config.model
+    networks = ("model.generator", "model.discriminator") if adversarial else ("model",)
+    several = [
+        f"{group}.{name}"
+        for group in ("callbacks", "logger")
+        for name, node in (config[group] or {}).items()
+        if node is not None
+    ]
+    nodes = ["data", *networks, "loss", "optimizer", "scheduler", "task", "trainer", *several]
+    for key in nodes:
+        node = OmegaConf.select(config, key)
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            problems.add(f"{key}: found {node!r}, expected a mapping with the key _target_")
+    check_keys(config)
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        problems.add(f"seed: found {config.seed!r}, expected a whole number from 0 to {2**32 - 1}")
+    problems.raise_if_any(ConfigError)
+    return nodes
+
+
+def check_keys(config: DictConfig) -> None:
+    """See that the keys of a command which build nothing have values of their types.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = Problems("the config")
+    found = {key: OmegaConf.select(config, key, default=...) for key in KEYS}  # ... fits any type
+    plain = {key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in found.items()}
+    check_types(plain, KEYS, "", problems)
+    problems.raise_if_any(ConfigError)
 
 
 def network_node(config: DictConfig) -> DictConfig:
@@ -63,39 +117,60 @@ def automatic_precision(accelerator: str) -> str:
     return "32-true"
 
 
-def build(node: DictConfig, **arguments: Any) -> Any:
+def build(node: Any, kind: type[Built] = object, **arguments: Any) -> Built:  # type: ignore[assignment]
     """Instantiate a config node.
 
     The arguments are handed to the target as they are: through Hydra, dataclasses among them would become configs.
 
+    Args:
+        node: with a ``_target_``; a partial target raises the same error when it is called in the end.
+        kind: what it has to be.
+        arguments: of the target, beside the config's.
+
     Raises:
-        ConfigError: if a target does not exist or does not take an argument, with the nearest one that it takes.
+        ConfigError: naming the key, if a target does not exist, does not take an argument (with the nearest one that
+            it takes) or fails.
     """
-    try:
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"found {node!r}, expected a mapping with the key _target_, which names a {kind.__name__}")
+    key = str(node._get_full_key(None))
+    problems = Problems("the config")
+    plain: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    check_arguments({name: value for name, value in plain.items() if name not in arguments}, key, problems)
+    problems.raise_if_any(ConfigError)
+    with _explained(node, key):
         if arguments:
-            return hydra.utils.instantiate(node, _convert_="all", _partial_=True)(**arguments)
-        built = hydra.utils.instantiate(node, _convert_="all")
+            built = hydra.utils.instantiate(node, _convert_="all", _partial_=True)(**arguments)
+        else:
+            built = hydra.utils.instantiate(node, _convert_="all")
         if isinstance(built, functools.partial):  # called only when training starts: look at its arguments now
             inspect.signature(built.func).bind_partial(*built.args, **built.keywords)
-        return built
-    except CitysegError:
-        raise
-    except TypeError as error:
-        raise ConfigError(_wrong_argument(node, error)) from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"config of {node.get('_target_')}: {str(error).splitlines()[0]}") from error
-    except hydra.errors.InstantiationException as error:
-        if isinstance(error.__cause__, CitysegError):
-            raise error.__cause__ from None
-        raise ConfigError(_wrong_argument(node, error.__cause__ or error)) from error
+            built = functools.partial(_called, node, key, built)
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key}: {node._target_} gives a {type(built).__name__}, expected a {kind.__name__}")
+    return built
 
 
-def _wrong_argument(node: DictConfig, error: BaseException) -> str:
-    reason = str(error).splitlines()[0]
-    hint = ""
-    if "unexpected keyword argument" in reason:
-        hint = did_you_mean(reason.split("'")[1], _keywords(str(node._target_)))
-    return f"{node._target_} could not be built: {reason}{'' if reason.endswith('.') else '.'}{hint}"
+def _called(node: DictConfig, key: str, built: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _explained(node, key):
+        return built(*args, **kwargs)
+
+
+@contextmanager
+def _explained(node: DictConfig, key: str) -> Iterator[None]:
+    """Say which node of the config could not be built; a library may raise anything."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, hydra.errors.InstantiationException) else None
+        cause = cause or error
+        if isinstance(cause, CitysegError):
+            raise cause from None
+        reason = " ".join((str(cause) or type(cause).__name__).split())[:300]
+        hint = "" if reason.endswith(".") else "."
+        if "unexpected keyword argument" in reason:
+            hint += did_you_mean(reason.split("'")[1], _keywords(str(node._target_)))
+        raise ConfigError(f"{key}: {node._target_} could not be built: {reason}{hint}") from cause
 
 
 def _keywords(target: str) -> list[str]:
@@ -120,35 +195,6 @@ def task_class(config: DictConfig) -> type[Task]:
     if not issubclass(found, Task):
         raise ConfigError(f"task._target_={target}: expected a subclass of cityseg.tasks.base.Task")
     return found
-
-
-def check_trusted(config: Mapping[str, Any], extra: Sequence[str] = ()) -> None:
-    """Refuse a config that came with a checkpoint if it would build anything but the library's own parts.
-
-    Args:
-        config: plain containers.
-        extra: further prefixes that the user trusts.
-
-    Raises:
-        ConfigError: naming the targets.
-    """
-    trusted = (*TRUSTED, *(prefix.rstrip(".") + "." for prefix in extra))
-    if foreign := sorted({target for target in _targets(config) if not target.startswith(trusted)}):
-        raise ConfigError(
-            f"the checkpoint's config would build {', '.join(foreign)}, which is refused. Fix: if this is your own "
-            f"code, add 'trusted=[{foreign[0].split('.')[0]}]'"
-        )
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list | tuple | ListConfig):
-        for value in node:
-            yield from _targets(value)
 
 
 def resume_config(saved: Mapping[str, Any], typed: Sequence[str], run_dir: str) -> DictConfig:
@@ -187,7 +233,7 @@ def check_run_config(config: DictConfig, task: type[Task]) -> None:
         ConfigError: with every problem.
     """
     problems = Problems("the config")
-    logged = task.logged
+    logged = (*task.logged, *_logged_by_callbacks(config))
     for key, figure in {"monitor": config.monitor, **_monitors(config)}.items():
         if figure not in logged:
             problems.add(
@@ -199,6 +245,8 @@ def check_run_config(config: DictConfig, task: type[Task]) -> None:
     expected = "min" if str(config.monitor).endswith("loss") else "max"
     if config.monitor in logged and config.monitor_mode in ("min", "max") and config.monitor_mode != expected:
         problems.add(f"monitor_mode: found {config.monitor_mode} for {config.monitor}", fix=f"monitor_mode={expected}")
+    if config.trainer.get("accumulate_grad_batches", 1) < 1:
+        problems.add("trainer.accumulate_grad_batches: found less than 1", fix="trainer.accumulate_grad_batches=1")
     if config.trainer.get("sync_batchnorm") and config.trainer.accelerator == "cpu":
         problems.add("trainer.sync_batchnorm: it runs on GPUs only", fix="trainer.sync_batchnorm=false")
     if "ModelParallelStrategy" in str(config.trainer.strategy):
@@ -213,8 +261,6 @@ def check_run_config(config: DictConfig, task: type[Task]) -> None:
     fold = config.fold
     if fold not in (None, FINAL) and (isinstance(fold, bool) or not isinstance(fold, int)):
         problems.add(f"fold: found {fold!r}, expected a whole number from 0, {FINAL}, or null for no fold")
-    if not isinstance(config.seed, int) or config.seed < 0:
-        problems.add(f"seed: found {config.seed!r}, expected a whole number from 0")
     problems.raise_if_any(ConfigError)
 
 
@@ -235,6 +281,13 @@ def check_without_validation(config: DictConfig) -> None:
 def picks_best(node: DictConfig) -> bool:
     """Whether a callback keeps the best epoch's checkpoint."""
     return str(node.get("_target_")) == "cityseg.callbacks.best_checkpoint"
+
+
+def _logged_by_callbacks(config: DictConfig) -> Iterator[str]:
+    """Figures that callbacks add, by their attribute ``logged``."""
+    for node in config.callbacks.values():
+        if node is not None and "_target_" in node:
+            yield from getattr(hydra.utils.get_object(str(node._target_)), "logged", ())
 
 
 def _monitors(config: DictConfig) -> dict[str, str]:
@@ -258,6 +311,8 @@ def _check_sharded(config: DictConfig, task: type[Task], problems: Problems) -> 
             problems.add(f"callbacks.{name}: it needs whole weights", fix=f"callbacks.{name}=null, or trainer=ddp")
     if config.compile:
         problems.add("compile=true with trainer=fsdp was never tried", fix="compile=false")
+    if config.data.batch_size == "auto":
+        problems.add("data.batch_size=auto: it tries whole weights on one device", fix="a number, or trainer=ddp")
 
 
 def _check_manual(config: DictConfig, problems: Problems) -> None:

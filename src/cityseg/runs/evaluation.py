@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cityseg.boundaries import Boundaries
 from cityseg.calibration import Calibration
@@ -31,7 +32,8 @@ from cityseg.instances import Instances, instance_file
 from cityseg.reports.html.run import write_run_page
 from cityseg.reports.plots import plot_class_iou, plot_confusion
 from cityseg.reports.summary import percent
-from cityseg.runs.config import check_trusted, network_node
+from cityseg.runs.config import check_keys, network_node
+from cityseg.runs.failures import explained
 from cityseg.runs.objects import build_data, build_loss, build_network, build_trainer, divide
 from cityseg.runs.output import print_closing, quiet_libraries
 from cityseg.runs.scoring import (
@@ -44,6 +46,7 @@ from cityseg.runs.scoring import (
     official_scores,
     score,
 )
+from cityseg.runs.trust import check_trusted
 from cityseg.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -84,6 +87,7 @@ def evaluate(config: DictConfig, run_dir: Path) -> float | None:
         CitysegError: for what a user can mend.
     """
     quiet_libraries()
+    check_keys(config)
     inference = build_inference(config)
     parts = [_prepare(config, inference, path, run_dir) for path in checkpoint_paths(config)]
     first = parts[0]
@@ -192,7 +196,8 @@ def _score(part: Scorable, config: DictConfig, folder: Path) -> dict[str, Any]:
     files = _instance_files(samples) if instances.classes and part.run.data.get("val_crop") in (None, "none") else []
     if files:
         extra.append(InstanceFigures(instances, files))
-    figures = score(task, data, config.split, build_trainer(part.run, [*extra, pictures], progress=True))
+    with explained(part.run, data):
+        figures = score(task, data, config.split, build_trainer(part.run, [*extra, pictures], progress=True))
     if config.official:
         figures["official"] = _official(figures, folder, samples, instances=bool(files))
     return figures | {"seconds": round(time.perf_counter() - started, 1)}
@@ -255,7 +260,7 @@ def _print_side_by_side(columns: Sequence[Mapping[str, Any]], titles: Sequence[s
         if all(key in figures for figures in columns):
             table.add_row(name, *(percent(figures[key], digits=2) for figures in columns))
     for name in columns[-1].get("per_class", ()):
-        table.add_row(name, *(percent(figures["per_class"][name]["iou"], digits=2) for figures in columns))
+        table.add_row(Text(name), *(percent(figures["per_class"][name]["iou"], digits=2) for figures in columns))
     Console().print(table)
 
 

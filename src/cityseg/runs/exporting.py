@@ -7,7 +7,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cityseg import __version__
@@ -15,8 +14,9 @@ from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cityseg.errors import ConfigError
 from cityseg.export import SIZES, find_format, write
 from cityseg.models.network import SegmentationNetwork
-from cityseg.runs.config import check_trusted, network_node
+from cityseg.runs.config import network_node
 from cityseg.runs.objects import build_network
+from cityseg.runs.trust import check_trusted
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +59,12 @@ def export(config: DictConfig) -> Path:
 
 def _texts(checkpoint: Checkpoint, run: DictConfig) -> dict[str, str]:
     """What a file says of itself, with the monitored figure of the checkpoint's epoch, as ``{"val/miou": 0.5}``."""
-    content = torch.load(checkpoint.path, map_location="cpu", weights_only=True, mmap=True)
-    scores = {state.get("monitor"): state.get("current_score") for state in content.get("callbacks", {}).values()}
     texts = {
         "label_space": checkpoint.label_space.to_dict(),
         "model": OmegaConf.to_container(network_node(run), resolve=True),
         "training": {
             **{"cityseg": checkpoint.version, "epochs": checkpoint.epochs, "scale": run.data.get("scale", 1.0)},
-            **{name: round(float(score), 5) for name, score in scores.items() if name and score is not None},
+            **{name: round(score, 5) for name, score in checkpoint.scores.items()},
         },
     }
     return {"cityseg": __version__, **{name: json.dumps(text) for name, text in texts.items()}}

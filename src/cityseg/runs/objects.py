@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,10 +17,13 @@ from torch import Tensor, nn
 
 from cityseg.adversarial import map_channels
 from cityseg.callbacks.progress import ProgressBar
+from cityseg.checkpoints import SealedCheckpointIO
 from cityseg.class_weights import class_weights_from_counts
 from cityseg.crossval.folds import FINAL
 from cityseg.data.datamodule import SegmentationDataModule
+from cityseg.data.splits import Strategy
 from cityseg.data.statistics import class_pixel_counts
+from cityseg.data.transforms import Augment
 from cityseg.errors import ConfigError, Problems
 from cityseg.labels import LabelSpace
 from cityseg.runs.config import build, network_node, picks_best
@@ -27,7 +32,7 @@ from cityseg.tasks.base import Task
 
 def build_data(config: DictConfig) -> SegmentationDataModule:
     """The data module; nothing is read yet."""
-    return cast(SegmentationDataModule, build(config.data, augment=build(config.augment)))
+    return build(config.data, SegmentationDataModule, augment=build(config.augment, Augment))
 
 
 def divide(config: DictConfig, data: SegmentationDataModule) -> None:
@@ -36,8 +41,10 @@ def divide(config: DictConfig, data: SegmentationDataModule) -> None:
         data.keep_splits()
     else:
         # `final` tells a sweep what follows its folds, and a strategy nothing.
-        strategy = build(OmegaConf.masked_copy(config.cv, [key for key in config.cv if key != "final"]))
-        data.divide(strategy, config.fold)
+        node = copy.copy(config.cv)
+        OmegaConf.set_struct(node, False)
+        node.pop("final", None)
+        data.divide(build(node, Strategy), config.fold)
 
 
 def chooses_epoch(config: DictConfig, data: SegmentationDataModule) -> bool:
@@ -56,19 +63,17 @@ def fit_labels(config: DictConfig, data: SegmentationDataModule) -> None:
 
 def build_network(config: DictConfig, label_space: LabelSpace) -> nn.Module:
     """The network, with a logit for each class."""
-    return cast(nn.Module, build(network_node(config), num_classes=label_space.num_classes))
+    return build(network_node(config), nn.Module, num_classes=label_space.num_classes)
 
 
 def build_loss(config: DictConfig, label_space: LabelSpace, weights: Tensor | None) -> nn.Module:
     """The loss, with class weights already found."""
-    return cast(
+    return build(
+        config.loss,
         nn.Module,
-        build(
-            config.loss,
-            num_classes=label_space.num_classes,
-            ignore_index=label_space.ignore_index,
-            class_weights=weights,
-        ),
+        num_classes=label_space.num_classes,
+        ignore_index=label_space.ignore_index,
+        class_weights=weights,
     )
 
 
@@ -96,14 +101,14 @@ def build_task(config: DictConfig, data: SegmentationDataModule, network: nn.Mod
     parts = {
         "network": network,
         "loss": build_loss(config, data.label_space, class_weights(config, data)),
-        "optimizer": build(config.optimizer),
-        "scheduler": build(config.scheduler),
+        "optimizer": build(config.optimizer, partial),
+        "scheduler": build(config.scheduler, partial),
         "label_space": data.label_space,
     }
     if "discriminator" in config.model:
         channels = 3 + map_channels(config.task.auxiliary_map, data.label_space.num_classes)
         parts["discriminator"] = build(config.model.discriminator, in_channels=channels)
-    return cast(Task, build(config.task, **parts))
+    return build(config.task, Task, **parts)
 
 
 def build_callbacks(config: DictConfig, *, validated: bool) -> list[Callback]:
@@ -113,14 +118,15 @@ def build_callbacks(config: DictConfig, *, validated: bool) -> list[Callback]:
     best epoch.
     """
     nodes = [node for node in config.callbacks.values() if node is not None]
-    built = [build(node) for node in nodes if validated or not picks_best(node)]
-    return [callback for callback in built if config.logger or not isinstance(callback, LearningRateMonitor)]
+    built = [build(node, Callback) for node in nodes if validated or not picks_best(node)]
+    logs = any(node is not None for node in (config.logger or {}).values())
+    return [callback for callback in built if logs or not isinstance(callback, LearningRateMonitor)]
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
     """The loggers of the config; a name set to null is left out."""
     nodes = config.logger.values() if config.logger else ()
-    return [build(node) for node in nodes if node is not None]
+    return [build(node, Logger) for node in nodes if node is not None]
 
 
 def build_trainer(
@@ -141,20 +147,25 @@ def build_trainer(
         changes: arguments of the trainer other than the config's.
     """
     bar = progress and sys.stdout.isatty()
-    return cast(
+    return build(
+        config.trainer,
         pl.Trainer,
-        build(
-            config.trainer,
-            callbacks=[*callbacks, ProgressBar()] if bar else list(callbacks),
-            logger=list(loggers) or False,
-            default_root_dir=config.run_dir,
-            enable_checkpointing=any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in callbacks),
-            enable_model_summary=False,
-            enable_progress_bar=bar,
-            use_distributed_sampler=False,
-            **changes,
-        ),
+        callbacks=[*callbacks, ProgressBar()] if bar else list(callbacks),
+        logger=list(loggers) or False,
+        default_root_dir=config.run_dir,
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        enable_model_summary=False,
+        enable_progress_bar=bar,
+        use_distributed_sampler=False,
+        plugins=[SealedCheckpointIO()],
+        **changes,
     )
+
+
+def own_steps(task: Task) -> dict[str, Any]:
+    """Arguments of the trainer that a task which steps its own optimizers reads itself, and the trainer must not."""
+    names = ("gradient_clip_val", "gradient_clip_algorithm")
+    return {"accumulate_grad_batches": 1, **dict.fromkeys(names)} if task.manual else {}
 
 
 def check_fit(network: nn.Module, data: SegmentationDataModule) -> None:
@@ -175,7 +186,8 @@ def check_fit(network: nn.Module, data: SegmentationDataModule) -> None:
             except ValueError as error:
                 problems.add(f"{what}: {error}")
     least = getattr(network, "min_train_batch", 1)
-    batch = min(data.batch_size, len(data.samples("train")))
+    count = len(data.samples("train"))
+    batch = count if data.batch_size == "auto" else min(data.batch_size, count)
     if batch < least:
         problems.add(
             f"data.batch_size: found {batch}, expected at least {least}: this network normalises over the batch after "

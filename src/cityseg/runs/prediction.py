@@ -9,14 +9,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import cv2
 import numpy as np
@@ -24,25 +24,26 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
+from rich.markup import escape
 from rich.progress import Progress
 from torch import nn
 
 from cityseg import __version__
 from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cityseg.data.loading import View
-from cityseg.data.pictures import Frame, Source, find_sources, read_frames
+from cityseg.data.pictures import Frame, Source, find_sources, read_ahead
 from cityseg.data.samples import Pair
 from cityseg.errors import ConfigError, DataError, FileProblem, Problems, did_you_mean
-from cityseg.files import write_json
+from cityseg.files import refusals_named, write_json
 from cityseg.inference import Ensemble, Inference
 from cityseg.labels import ByteArray, LabelSpace
+from cityseg.runs.config import check_keys
 from cityseg.runs.evaluation import build_inference, check_alike, checkpoint_paths, evaluation_config
 from cityseg.runs.objects import build_network, build_trainer
 from cityseg.runs.output import quiet_libraries
 from cityseg.runs.server import check_server_input, write_server_archive
 
 log = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 KINDS = ("label_ids", "train_ids", "color", "overlay", "confidence", "soft")
 """What can be saved, and the folders it goes to.
@@ -180,33 +181,44 @@ class Results:
         """Write what is wanted of a picture, or of the next frame.
 
         Raises:
-            OSError: if it cannot be written.
+            WriteError: if the system refuses to write it.
         """
         for kind, path in self._fresh.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
             picture = self._picture(kind, frame.photo, prediction)
-            if frame.rate is None:
-                self._write(path, picture)
-            elif kind in FILMED:
-                self._film(kind, path, picture, frame.rate)
-            else:
-                path.mkdir(exist_ok=True)
-                self._write(path / f"{self._count:06d}{_ending(kind)}", picture)
+            with refusals_named(self._targets[kind]):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if frame.rate is None:
+                    self._write(path, picture)
+                elif kind in FILMED:
+                    self._film(kind, path, picture, frame.rate)
+                else:
+                    path.mkdir(exist_ok=True)
+                    self._write(path / f"{self._count:06d}{_ending(kind)}", picture)
         self._count += 1
 
     def keep(self) -> None:
-        """Give the files their names."""
+        """Give the files their names.
+
+        Raises:
+            WriteError: if the system refuses to, or has not written all of a video.
+        """
+        films = list(self._videos)
         self._close()
         for kind, path in self._fresh.items():
-            if self._targets[kind].is_dir():
-                shutil.rmtree(self._targets[kind])
-            os.replace(path, self._targets[kind])
+            with refusals_named(self._targets[kind]):
+                # The writer of videos keeps to itself what the system refuses.
+                if kind in films and cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) != self._count:
+                    raise OSError("the video is not whole: probably the disk is full")
+                if self._targets[kind].is_dir():
+                    shutil.rmtree(self._targets[kind])
+                os.replace(path, self._targets[kind])
 
     def discard(self) -> None:
         """Remove what has no name yet."""
         self._close()
         for path in self._fresh.values():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # of the disk that could not be written to
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _close(self) -> None:
         for video in self._videos.values():
@@ -234,7 +246,7 @@ class Results:
             size = width + width % 2, height + height % 2
             self._videos[kind] = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             if not self._videos[kind].isOpened():
-                raise OSError(f"{path}: OpenCV cannot write an mp4 of {width}x{height} here")
+                raise OSError(f"OpenCV cannot write an mp4 of {width}x{height} here")
         # The codec takes even sizes only, and the writer would cut off what is odd.
         even = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         self._videos[kind].write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
@@ -250,6 +262,7 @@ def predict(config: DictConfig) -> None:
         CitysegError: for what a user can mend; when all else is done, naming the files that could not be predicted.
     """
     quiet_libraries()
+    check_keys(config)
     output = Path(config.output)
     kinds = _checked_kinds(config)
     checkpoints = [load_checkpoint(path) for path in checkpoint_paths(config)]
@@ -346,8 +359,8 @@ def _predict_all(
     done = 0
     with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
         shown = bar.add_task("", total=len(todo))
-        for source, frames in groupby(_ahead(_read(todo, config.max_pixels)), key=itemgetter(0)):
-            bar.update(shown, description=source.path.name)
+        for source, frames in groupby(read_ahead(todo, config.max_pixels), key=itemgetter(0)):
+            bar.update(shown, description=escape(source.path.name))
             results = Results(todo[source], predictor.space, config.alpha)
             try:
                 for _, frame in frames:
@@ -374,23 +387,3 @@ def _predicted(predictor: Predictor, source: Source, photo: ByteArray) -> Predic
         found = f"{photo.shape[1]}x{photo.shape[0]}: {str(error).splitlines()[0]}"
         fix = "inference=sliding, with a smaller window if need be"
         raise FileProblem(source.path, "picture that the network cannot take", found, fix) from error
-
-
-def _read(sources: Iterable[Source], max_pixels: int) -> Iterator[tuple[Source, Frame | FileProblem]]:
-    """The frames of each source, or what is wrong with it."""
-    for source in sources:
-        try:
-            for frame in read_frames(source, max_pixels):
-                yield source, frame
-        except FileProblem as problem:
-            yield source, problem
-
-
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Pass items on while a thread fetches the next one."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        end = object()
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield cast(Item, item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import heapq
+import math
 import sys
 import time
 import types
@@ -26,7 +27,8 @@ from cityseg.crossval.statistics import mean_iou
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.loading import Batch
 from cityseg.data.samples import Samples
-from cityseg.errors import FileProblem
+from cityseg.errors import FileProblem, TrainingError
+from cityseg.files import fresh_file
 from cityseg.image_counts import FILE_NAME, ImageCounts, count_pixels, write_image_counts
 from cityseg.instances import Instances, read_instance_ids
 from cityseg.labels import ByteArray
@@ -271,8 +273,8 @@ def image_scores(names: list[str], counts: npt.NDArray[np.int64]) -> dict[str, A
 
 
 def _save(picture: np.ndarray[Any, np.dtype[np.uint8]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, compress_level=3)
+    with fresh_file(path) as fresh:
+        Image.fromarray(picture).save(fresh, compress_level=3)
 
 
 def score(task: Task, data: SegmentationDataModule, split: str, trainer: pl.Trainer) -> dict[str, Any]:
@@ -286,12 +288,21 @@ def score(task: Task, data: SegmentationDataModule, split: str, trainer: pl.Trai
 
     Returns:
         The content of ``metrics.json``, fractions, None for an absent class; without scores where there are no labels.
+
+    Raises:
+        TrainingError: if the network gives no numbers.
     """
     data.trainer = trainer  # the loaders share a split between this trainer's processes, not the training's
     logged = trainer.test(task, dataloaders=data.eval_dataloader(split), verbose=False)
     figures: dict[str, Any] = {"dataset": data.dataset_name, "split": split}
     if task.scores is not None:
-        figures |= {**task.scores, "loss": logged[0]["test/loss"]}
+        loss = logged[0]["test/loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"split {split}: the loss is {loss}, so what the network predicts means nothing. Fix: an earlier "
+                "checkpoint, trainer.precision=32-true, or training with a lower optimizer.lr"
+            )
+        figures |= {**task.scores, "loss": loss}
     if task.calibration is not None and task.scores is not None:
         figures["calibration"] = task.calibration.scores()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from cityseg.data.images import read_header, read_label
 from cityseg.data.pictures import Source
 from cityseg.errors import DataError, FileProblem, Problems
+from cityseg.files import fresh_file
 from cityseg.labels import CITYSCAPES_LABELS, LabelSpace
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,7 @@ def write_server_archive(output: Path, split: str, files: Sequence[Path]) -> Non
             problems.add_file(problem, output)
     problems.raise_if_any(DataError)
     target = output / f"cityscapes_{split}.zip"
-    fresh = target.with_name(f".{os.getpid()}.new.zip")
-    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+    with fresh_file(target) as fresh, zipfile.ZipFile(fresh, "w") as archive:  # stored: PNGs are compressed already
         for path in files:
             archive.write(path, path.name)
-    os.replace(fresh, target)
     log.info("%d images for the benchmark server: %s", len(files), target)

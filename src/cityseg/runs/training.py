@@ -17,37 +17,33 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from cityseg.calibration import Calibration
-from cityseg.callbacks.state import EpochSeed
+from cityseg.callbacks.state import StepSeed, Stopped
 from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
 from cityseg.crossval.folds import FINAL
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.split_files import read_split, write_split
 from cityseg.environment import environment
 from cityseg.errors import ConfigError, DataError
-from cityseg.files import write_json
+from cityseg.files import fresh_file, write_json
 from cityseg.keys import dotted_values
 from cityseg.reports.html.run import write_run_page
 from cityseg.reports.plots import plot_class_iou, plot_confusion, plot_curves
 from cityseg.reports.run_files import read_history
 from cityseg.reports.tensorboard import TensorBoard
-from cityseg.runs.config import (
-    check_run_config,
-    check_without_validation,
-    network_node,
-    task_class,
-)
+from cityseg.runs.batch_size import find_batch_size
+from cityseg.runs.config import network_node
+from cityseg.runs.failures import explained
 from cityseg.runs.objects import (
     build_callbacks,
-    build_data,
     build_loggers,
     build_network,
     build_task,
     build_trainer,
-    check_fit,
     chooses_epoch,
-    divide,
     fit_labels,
+    own_steps,
 )
+from cityseg.runs.preflight import prepare, try_one_batch
 from cityseg.runs.scoring import PerImage, Pictures, score
 from cityseg.runs.sweeps import INDIFFERENT
 from cityseg.tasks.base import Task
@@ -94,10 +90,7 @@ def train(config: DictConfig, run_dir: Path, *, resume_from: Path | None = None)
 
 def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
     """Build data and task; what is wrong with the network is said before the data is touched."""
-    data = build_data(config)
-    data.check_root()
-    check_run_config(config, task_class(config))
-    network = build_network(config, data.label_space)
+    data, network = prepare(config)
     node = network_node(config)
     if node.get("freeze_encoder") and not node.get("pretrained"):
         log.warning(
@@ -106,14 +99,14 @@ def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
         )
     if data.builtin:
         log.info("data.root is not set: using the built-in synthetic scenes")
-    divide(config, data)
-    if not chooses_epoch(config, data):
-        check_without_validation(config)
-    check_fit(network, data)
     fit_labels(config, data)
     if config.compile:
         _compile(network)
     task = build_task(config, data, network)
+    if data.batch_size == "auto":
+        find_batch_size(config, data, task)
+    if config.check == "full":
+        try_one_batch(config, data, task)
     counts = {split: len(data.samples(split)) for split in ("train", "val")}
     log.info(
         "%s: %d train, %d val photos; crops %dx%d; %s classes; %s on %s",
@@ -138,12 +131,10 @@ def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_fr
     validated = chooses_epoch(config, data)
     callbacks = [
         *build_callbacks(config, validated=validated),
-        EpochSeed(config.seed),
+        StepSeed(config.seed),
         SelfContained(plain, data.label_space),
     ]
-    # A task that steps its own optimizers reads these keys itself.
-    own: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
-    changes = {**(own if task.manual else {}), **({} if validated else {"limit_val_batches": 0})}
+    changes = own_steps(task) | ({} if validated else {"limit_val_batches": 0})
     if config.trainer.get("benchmark") is None and not config.trainer.get("deterministic") and data.has_fixed_shapes():
         changes["benchmark"] = True  # worth its first tries only where they are all
     trainer = build_trainer(config, callbacks, build_loggers(config), progress=True, **changes)
@@ -151,11 +142,15 @@ def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_fr
     for logger in trainer.loggers:
         logger.log_hyperparams(hyperparameters(config))
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        with explained(config, data):
+            trainer.fit(task, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    except Stopped:
+        log.warning("stopped. To go on from there: python train.py resume=%s", config.run_dir)
+        raise
     except SystemExit:
-        if not trainer.interrupted:
+        if not trainer.interrupted:  # by Ctrl-C, twice
             raise
-        log.warning("stopped. To go on where the last full epoch ended: python train.py resume=%s", config.run_dir)
+        log.warning("stopped at once. To go on from last.ckpt: python train.py resume=%s", config.run_dir)
         sys.exit(INTERRUPTED)
     return trainer
 
@@ -181,7 +176,8 @@ def _finish(
     """Score the best checkpoint and draw the plots."""
     folder = run_dir / "checkpoints"
     if not chooses_epoch(config, data):  # nothing has chosen an epoch: the last weights are the best known
-        shutil.copyfile(folder / "last.ckpt", folder / "best.ckpt")
+        with fresh_file(folder / "best.ckpt") as fresh:
+            shutil.copyfile(folder / "last.ckpt", fresh)
     best = load_checkpoint(folder / "best.ckpt")
     if isinstance(task.network, FSDPModule):  # its parts are in other processes, which have ended
         task.network, task._device_mesh = build_network(config, data.label_space), None
@@ -191,18 +187,21 @@ def _finish(
     per_image = PerImage(run_dir, data.samples(split), draw=config.panels > 0)
     scorer = build_trainer(config, [pictures, per_image], devices=1, strategy="auto", num_nodes=1)
     task.calibration = Calibration(ignore_index=data.label_space.ignore_index)
-    figures = score(task, data, split, scorer)
+    with explained(config, data):
+        figures = score(task, data, split, scorer)
     figures |= {
         "epochs": trainer.current_epoch,
         "best_epoch": best.epochs,
         "pretrained": network_node(config).get("pretrained", False),
         "seed": config.seed,
+        "batch_size": data.batch_size,
     }
     if config.fold is not None:
         plain = OmegaConf.to_container(config.cv, resolve=True)
         figures |= {"fold": config.fold, "cv": plain, "train_images": len(data.samples("train"))}
     plots = run_dir / "plots"
-    plot_curves(read_history(run_dir / "history.csv"), plots / "curves.png")
+    if (run_dir / "history.csv").is_file():  # it can be switched off
+        plot_curves(read_history(run_dir / "history.csv"), plots / "curves.png")
     plot_confusion(np.array(figures["confusion_matrix"]), data.label_space.class_names, plots / "confusion.png")
     plot_class_iou(figures["per_class"], data.label_space.colors, plots / "class_iou.png")
     return figures
