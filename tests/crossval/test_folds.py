@@ -3,7 +3,11 @@ import json
 import pytest
 
 from cityseg.crossval.folds import read_sweep
+from cityseg.crossval.markdown import to_markdown
+from cityseg.crossval.output import write_summary
+from cityseg.crossval.summary import summarize
 from cityseg.errors import DataError
+from cityseg.reports.html.text import OWN_CLASSES
 
 from .sweeps import pictures, write_overrides, write_run
 
@@ -124,6 +128,27 @@ def test_a_fold_that_is_there_twice_is_refused(tmp_path):
         write_run(tmp_path / stamp, ["fold=0"], pictures(0))
     with pytest.raises(DataError, match=r"a fold that is there twice\n.*monday.*tuesday"):
         read_sweep(tmp_path)
+
+
+def test_folds_whose_clusters_have_other_names_are_summarised_without_classes(tmp_path):
+    for fold, names in enumerate([("road", "car"), ("road", "road 2")]):
+        rows = {name: {"iou": 0.5, "accuracy": 0.5, "dice": 0.5} for name in names}
+        figures = {"label_space": "kmeans2", "per_class": rows, "miou": 0.2 + 0.2 * fold}
+        write_run(tmp_path, [f"fold={fold}"], pictures(fold), **figures)
+    summary = summarize(read_sweep(tmp_path))
+    (group,) = summary["groups"]
+    assert group["scores"]["miou"]["mean"] == pytest.approx(0.3)
+    assert (group["own_classes"], group["per_class"], group["pooled"], group["pooled_interval"]) == (
+        True,
+        {},
+        None,
+        None,
+    )
+    assert OWN_CLASSES in to_markdown(summary)
+    write_summary(tmp_path)
+    page = (tmp_path / "cv/report.html").read_text()
+    assert OWN_CLASSES in page
+    assert "Confusion matrix, pooled" not in page
 
 
 def test_folds_of_other_classes_are_refused(tmp_path):

@@ -174,6 +174,8 @@ def _image_difference(runs_a: Sequence[FoldRun], runs_b: Sequence[FoldRun], resa
     for run_a, run_b in zip(runs_a, runs_b, strict=True):
         if run_a.image_counts.class_names != run_b.image_counts.class_names:
             raise DataError(f"fold {run_a.fold} has other classes in the two groups")
+        if run_a.image_counts.class_names != runs_a[0].image_counts.class_names:
+            raise DataError("each fold has classes of its own")
         if set(run_a.image_counts.images) != set(run_b.image_counts.images):
             raise DataError(
                 f"fold {run_a.fold} holds out other images in the two groups: differences are not of the models alone"

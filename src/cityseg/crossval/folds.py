@@ -93,6 +93,11 @@ class Group:
         """The runs that have figures."""
         return {fold: run for fold, run in self.runs.items() if run.status == "finished"}
 
+    @property
+    def own_classes(self) -> bool:
+        """Whether folds have classes of their own, as K-means finds in the labels of each."""
+        return len({tuple(run.figures["per_class"]) for run in self.finished.values()}) > 1
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -183,7 +188,8 @@ def _group(overrides: Mapping[str, str], runs: list[FoldRun], seen: set[int], na
     label = ",".join(f"{key}={value}" for key, value in overrides.items()) or name
     final = by_fold.pop(FINAL, None)
     group = Group(label, overrides, tuple(sorted(expected)), cast(dict[int, FoldRun], by_fold), final)
-    if len({tuple(run.figures["per_class"]) for run in group.finished.values()}) > 1:
+    spaces = {str(run.figures.get("label_space")) for run in group.finished.values()}
+    if group.own_classes and not (len(spaces) == 1 and spaces.pop().startswith("kmeans")):
         problems.add(
             "folds with different classes", label, fix="give runs of one label space, or sweep over what differs"
         )

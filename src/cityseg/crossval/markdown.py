@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 from cityseg.crossval.comparison import Comparison, Pair
 from cityseg.crossval.summary import SCORES, FinalModel, FoldFigures, GroupSummary, Summary, Unfinished
-from cityseg.reports.html.text import SCORE_NAMES, interval, mean_and_std, p_value, points, points_interval
+from cityseg.reports.html.text import OWN_CLASSES, SCORE_NAMES, interval, mean_and_std, p_value, points, points_interval
 from cityseg.reports.summary import ABSENT, percent
 
 
@@ -27,7 +28,7 @@ def to_markdown(summary: Summary) -> str:
         if group["folds"]:
             lines += _group_section(group, number, titled=len(groups) > 1)
     lines += ["## How it was computed", "", *(f"- {what}: {how}." for what, how in summary["methods"].items()), ""]
-    return "\n".join(lines)
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", "\n".join(lines))  # names may hold HTML
 
 
 def headline(group: GroupSummary) -> str:
@@ -192,6 +193,8 @@ def _group_section(group: GroupSummary, number: int, *, titled: bool) -> list[st
     if group["final"] is not None:
         final = _final_text(group["final"])
         lines += [final[0].upper() + final[1:] + ".", ""]
+    if group["own_classes"]:
+        return [*lines, OWN_CLASSES, ""]
     return [*lines, *_class_table(group), *_pooled_lines(group), f"![pooled matrix](plots/confusion_{number}.png)", ""]
 
 

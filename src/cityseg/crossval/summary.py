@@ -67,7 +67,10 @@ class FinalModel(TypedDict):
 
 
 class GroupSummary(TypedDict):
-    """Runs that differ in nothing but the fold; ``best`` and ``worst`` are folds by mIoU."""
+    """Runs that differ in nothing but the fold; ``best`` and ``worst`` are folds by mIoU.
+
+    Where folds have classes of their own (``own_classes``), there is nothing per class and nothing pooled.
+    """
 
     name: str
     overrides: dict[str, str]
@@ -79,6 +82,7 @@ class GroupSummary(TypedDict):
     folds: list[FoldFigures]
     unfinished: list[Unfinished]
     scores: dict[str, Spread]
+    own_classes: bool
     per_class: dict[str, dict[str, Spread]]
     pooled: Scores | None
     pooled_interval: ImageInterval | None
@@ -135,7 +139,7 @@ def _summarize_group(group: Group, folder: Path, resamples: int) -> GroupSummary
     first: Mapping[str, Any] = next(iter(runs.values())).figures if runs else {}
     interval, note = None, None
     try:
-        interval = pooled_interval(runs.values(), resamples=resamples)
+        interval = None if group.own_classes else pooled_interval(runs.values(), resamples=resamples)
     except DataError as error:
         note = str(error)
     return {
@@ -149,8 +153,9 @@ def _summarize_group(group: Group, folder: Path, resamples: int) -> GroupSummary
         "folds": folds,
         "unfinished": [_unfinished(group, fold, folder) for fold in group.expected if fold not in runs],
         "scores": {key: spread(row["scores"][key] for row in folds) for key in SCORES},
-        "per_class": {name: _class_spread(name, folds) for name in first.get("per_class", ())},
-        "pooled": _pooled(runs.values()) if runs else None,
+        "own_classes": group.own_classes,
+        "per_class": {name: _class_spread(name, folds) for name in first.get("per_class", ()) if not group.own_classes},
+        "pooled": None if group.own_classes or not runs else _pooled(runs.values()),
         "pooled_interval": interval,
         "pooled_interval_note": note,
         "best": by_miou[-1][1] if by_miou else None,

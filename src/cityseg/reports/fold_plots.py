@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cityseg.reports.plots import History
+from cityseg.files import fresh_file
+from cityseg.reports.plots import History, literal
 
 _CURVES = (("val/miou", "validation mIoU in %", 100), ("val/loss", "validation loss", 1))
 _DPI = 120
@@ -36,7 +37,7 @@ def plot_fold_curves(histories: Mapping[str, Mapping[int, History]], path: Path)
                 marker = "." if len(points) < 30 else ""
                 epochs, values = [point[0] for point in points], [factor * point[1] for point in points]
                 axis.plot(epochs, values, color=colors[fold], marker=marker, label=f"fold {fold}")
-            axis.set_title(f"{group}: {title}", loc="left", fontsize=11)
+            axis.set_title(f"{literal([group])[0]}: {title}", loc="left", fontsize=11)
             axis.set_xlabel("epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(color="0.9", linewidth=0.8)
@@ -82,7 +83,7 @@ def folds_figure(scores: Mapping[str, Mapping[int, float | None]], spreads: Mapp
         if mean is not None:
             axis.hlines(100 * mean, place - 0.42, place + 0.42, color="0.25", linewidth=1.6, zorder=2)
     axis.set_title("mIoU of every fold in %, mean and 95 % interval", loc="left", fontsize=11)
-    axis.set_xticks(range(len(scores)), list(scores), rotation=20 if len(scores) > 3 else 0)
+    axis.set_xticks(range(len(scores)), literal(scores), rotation=20 if len(scores) > 3 else 0)
     axis.set_xlim(-0.6, len(scores) - 0.4)
     axis.grid(axis="y", color="0.9", linewidth=0.8)
     axis.set_axisbelow(True)
@@ -105,5 +106,5 @@ def _points(history: History, key: str) -> Sequence[tuple[float, float]]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    with fresh_file(path) as fresh:
+        figure.savefig(fresh, dpi=_DPI)

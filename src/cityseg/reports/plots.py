@@ -6,7 +6,7 @@ Figures are made through matplotlib's object interface, never pyplot, so that no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cityseg.files import fresh_file
 from cityseg.labels import Color
 from cityseg.reports.summary import ABSENT, percent
 
@@ -110,6 +111,7 @@ def confusion_figure(confusion: npt.ArrayLike, names: Sequence[str]) -> Figure:
         return figure
     image = axis.imshow(rates, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=axis, shrink=0.8, aspect=30)
+    shown = literal(shown)
     axis.set_xticks(range(len(shown)), shown, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(shown)), shown)
     axis.set(xlabel="prediction", ylabel="truth")
@@ -178,12 +180,17 @@ def plot_class_iou(per_class: Mapping[str, Mapping[str, Any]], colors: Sequence[
         mean = float(np.mean(occurring))
         axis.axvline(mean, color="0.35", linewidth=1, linestyle="--", zorder=0)
         axis.set_title(f"IoU of each class in %, mean {mean:.1f}")
-    axis.set_yticks(places, list(per_class))
+    axis.set_yticks(places, literal(per_class))
     axis.set(xlim=(0, 108), ylim=(len(values) - 0.4, -0.6))
     axis.set_xticks(range(0, 101, 20))
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def literal(names: Iterable[str]) -> list[str]:
+    """Names from files, so that Matplotlib takes none for a formula."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def _points(history: History, key: str) -> list[tuple[float, float]]:
@@ -222,5 +229,5 @@ def _draw_lines(axis: Axes, title: str, series: Mapping[str, Sequence[tuple[floa
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    with fresh_file(path) as fresh:
+        figure.savefig(fresh, dpi=_DPI)

@@ -181,8 +181,17 @@ def _defaults(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; None where there is none."""
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The content of a YAML file; None where there is none.
+
+    Raises:
+        yaml.YAMLError: if it is none, or says anything by way of aliases: a few lines of those unfold without end.
+    """
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise yaml.YAMLError(f"{path}: found an alias (*NAME), expected plain values")
+    return yaml.safe_load(text)
 
 
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
 
+from cityseg.files import refusals_named
 from cityseg.reports.plots import reliability_figure
+
+log = logging.getLogger(__name__)
 
 LAYOUT = {
     "training": {
@@ -41,6 +48,21 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, folder: str) -> None:
         """See the class."""
         super().__init__(folder, name="", version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The writer.
+
+        Raises:
+            WriteError: if the system does not let it begin a file.
+        """
+        with refusals_named(Path(self.log_dir)):
+            writer: SummaryWriter = super().experiment
+            records = writer._get_file_writer().event_writer._async_writer._writer  # type: ignore[no-untyped-call]
+        if not isinstance(records._writer, _Dispensable):
+            records._writer = _Dispensable(records._writer, self.log_dir)
+        return writer
 
     @rank_zero_only
     def log_hyperparams(
@@ -77,3 +99,28 @@ class TensorBoard(TensorBoardLogger):
 
     def _add(self, summary: Any) -> None:
         self.experiment._get_file_writer().add_summary(summary)
+
+
+class _Dispensable:
+    """An open event file that a run can do without: the first refusal of the system is logged, and ends the file.
+
+    The thread that writes would die of it, and Lightning would call the next figure no number.
+    """
+
+    def __init__(self, file: Any, folder: str) -> None:
+        self._file, self._folder, self._lost = file, folder, False
+
+    def write(self, record: bytes) -> None:
+        if not self._lost:
+            try:
+                self._file.write(record)
+            except Exception as error:  # an OSError, or one of tensorflow's own where that is installed
+                self._lost = True
+                log.error(
+                    "%s: TensorBoard's file is no longer written (%s). The run goes on, with its figures in "
+                    "history.csv. Fix: make space, or bring the folder back, and resume",
+                    *(self._folder, getattr(error, "strerror", None) or error),
+                )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

@@ -20,7 +20,7 @@ from cityseg.reports.html.charts import (
 )
 from cityseg.reports.html.images import Panel, read_panels
 from cityseg.reports.html.page import render
-from cityseg.reports.html.text import SCORE_NAMES, mean_and_std, parameters, points
+from cityseg.reports.html.text import OWN_CLASSES, SCORE_NAMES, mean_and_std, parameters, points
 from cityseg.reports.plots import History
 
 _CURVES = (
@@ -82,6 +82,7 @@ def sweep_page(summary: Mapping[str, Any], files: Mapping[str, GroupFiles], fold
         sections=sections,
         by_name=by_name,
         shared=shared,
+        own_classes=OWN_CLASSES,
         styles=styles,
         ranking=dot_plot(_ranking_rows(summary["comparison"], by_name, styles), limits=(0, 100)),
         differences=dot_plot([_pair_row(pair, styles) for pair in pairs], zero=True),

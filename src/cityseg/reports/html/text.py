@@ -9,6 +9,10 @@ from markupsafe import Markup
 
 from cityseg.reports.summary import ABSENT, percent
 
+OWN_CLASSES = (
+    "Each fold has found classes of its own in its training labels: there is nothing to say per class over folds, and "
+    "no matrix of all. The figures of each are in its own report."
+)
 SCORE_NAMES = {"miou": "mIoU", "mpa": "mPA", "pixel_accuracy": "pixel accuracy", "fwiou": "fwIoU", "dice": "Dice"}
 
 
