@@ -10,6 +10,7 @@ the task does.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import tempfile
 import warnings
@@ -24,14 +25,23 @@ from cityseg.data.loading import Batch
 from cityseg.runs.objects import build_data, build_network, build_task, build_trainer
 from cityseg.tasks.adversarial import AdversarialTask
 
+VOID_IGNORED = functools.partial(F.cross_entropy, ignore_index=255)
+
 
 def bare_loop(
-    generator: nn.Module, discriminator: nn.Module, weight: float, *, shared: bool
+    generator: nn.Module,
+    discriminator: nn.Module,
+    weight: float,
+    *,
+    shared: bool,
+    loss: Callable[[Tensor, Tensor], Tensor] = VOID_IGNORED,
+    fused: bool = False,
 ) -> Callable[[Batch], None]:
     """One step of each network, as it is written without a framework: expected class index, hinge losses."""
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-3)
-    judge_optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
-    index = torch.arange(19).view(1, -1, 1, 1) / 18
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-3, fused=fused)
+    judge_optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=fused)
+    device = next(generator.parameters()).device
+    index = torch.arange(19, device=device).view(1, -1, 1, 1) / 18
 
     def seen(logits: Tensor, void: Tensor) -> Tensor:
         return (logits.float().softmax(dim=1) * index).sum(dim=1, keepdim=True).masked_fill(void, 0)
@@ -43,7 +53,7 @@ def bare_loop(
         photo, target = batch["photo"].float() / 127.5 - 1, batch["target"].long()
         void = (target == 255).unsqueeze(1)
         truth = (target.unsqueeze(1) / 18).masked_fill(void, 0)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             if shared:
                 logits = generator(batch["photo"])
             else:
@@ -51,17 +61,16 @@ def bare_loop(
                     logits = generator(batch["photo"])
             real, fake = discriminator(photo, truth), discriminator(photo, seen(logits, void).detach())
             mask = (F.adaptive_avg_pool2d((~void).float(), real.shape[-2:]) >= 0.5).float()
-            loss = mean(F.relu(1 - real), mask) + mean(F.relu(1 + fake), mask)
+            judged = mean(F.relu(1 - real), mask) + mean(F.relu(1 + fake), mask)
         judge_optimizer.zero_grad()
-        loss.backward()
+        judged.backward()
         judge_optimizer.step()
         discriminator.requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             logits = logits if shared else generator(batch["photo"])
-            loss = F.cross_entropy(logits, target, ignore_index=255)
-            loss = loss - weight * mean(discriminator(photo, seen(logits, void)), mask)
+            value = loss(logits, target) - weight * mean(discriminator(photo, seen(logits, void)), mask)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
         discriminator.requires_grad_(True)
 

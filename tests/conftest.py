@@ -6,11 +6,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# The same examples at each run, however slow the machine; tests/properties/test_many.py tries more of them.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, max_examples=12,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)  # fmt: skip
+hypothesis.settings.load_profile("repeatable")
 SCENES = {"train": 6, "val": 3, "size": 64}
 
 # A run that takes about a second: tiny scenes, a small network, float32, no loader processes.

@@ -27,11 +27,9 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from warnings import catch_warnings
@@ -41,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cityseg.errors import CitysegError, did_you_mean
+from cityseg.files import fresh_file
 from cityseg.models.network import SegmentationNetwork
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -169,16 +168,17 @@ def write(name: str, network: SegmentationNetwork, output: Path, texts: Mapping[
 
     Raises:
         ExportError: if the network cannot be written in this format, or the file differs.
+        WriteError: if the system refuses to write it.
     """
     kind = find_format(name)
     size = "any H and W" if network.fixed_size is None else "H={}, W={} only".format(*network.fixed_size)
     texts = {**texts, "photos": f"(N, 3, H, W) uint8 RGB, 0 to 255, {size}"}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=output.parent) as folder:
-        fresh = Path(folder, f"network{kind.suffix}")
+    with fresh_file(output) as fresh:
         try:
             with _quiet(), torch.no_grad():
                 found = difference(network.eval(), kind.write(network, fresh, texts))
+        except OSError:  # of the disk
+            raise
         except Exception as error:  # what exporters and runtimes raise has no common base
             reason = " ".join(str(error).split())[:300]
             raise ExportError(
@@ -190,7 +190,6 @@ def write(name: str, network: SegmentationNetwork, output: Path, texts: Mapping[
                 f"{output} was not written: with format={name} a probability differs by {found:.2g} from the "
                 f"network's, expected at most tolerance={tolerance:.2g}"
             )
-        os.replace(fresh, output)
     return found
 
 
@@ -239,7 +238,9 @@ def _program(network: SegmentationNetwork) -> torch.export.ExportedProgram:
 
 
 def _exported(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> Predict:
-    torch.export.save(_program(network), path, extra_files=dict(texts))
+    file = BytesIO()  # for torch hides, or dies of, what the system says of a file
+    torch.export.save(_program(network), file, extra_files=dict(texts))
+    path.write_bytes(file.getbuffer())
     return torch.export.load(path).module()
 
 
@@ -265,7 +266,9 @@ def _onnx(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) ->
 
 def _torchscript(network: SegmentationNetwork, path: Path, texts: Mapping[str, str]) -> Predict:
     jit: Any = torch.jit  # has little type information
-    jit.save(jit.trace(Predictor(network), (_example(network),), check_trace=False), path, _extra_files=dict(texts))
+    traced, file = jit.trace(Predictor(network), (_example(network),), check_trace=False), BytesIO()
+    jit.save(traced, file, _extra_files=dict(texts))
+    path.write_bytes(file.getbuffer())
     return cast(Predict, jit.load(path))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cityseg.errors import DataError
+from cityseg.files import fresh_file
 from cityseg.labels import VOID, ByteArray
 
 IntArray = npt.NDArray[np.int64]
@@ -61,21 +61,18 @@ def count_pixels(prediction: ByteArray, target: ByteArray, num_classes: int, *, 
 
 
 def write_image_counts(path: Path, image_counts: ImageCounts) -> None:
-    """Write ``per_image.npz``, by way of a temporary file beside it.
+    """Write ``per_image.npz``.
 
     Raises:
-        OSError: if the folder cannot be written to.
+        WriteError: if the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new")
     arrays: dict[str, Any] = {
         "images": np.array(image_counts.images, np.str_),
         "class_names": np.array(image_counts.class_names, np.str_),
         "counts": image_counts.counts,
     }
-    with fresh.open("wb") as handle:
-        np.savez_compressed(handle, **arrays)
-    os.replace(fresh, path)
+    with fresh_file(path) as fresh:
+        np.savez_compressed(fresh, **arrays)
 
 
 def read_image_counts(path: Path) -> ImageCounts:
@@ -89,7 +86,7 @@ def read_image_counts(path: Path) -> ImageCounts:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = ImageCounts(tuple(file["images"].tolist()), tuple(file["class_names"].tolist()), file["counts"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}. Fix: score the fold again") from error
     expected = (len(set(found.images)), 3, len(found.class_names))
     if found.counts.shape != expected:

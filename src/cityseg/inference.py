@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -70,7 +71,7 @@ class Inference:
         """
         if self.blending not in get_args(Blending):
             raise ConfigError(f"blending: found {self.blending!r}, expected one of {', '.join(get_args(Blending))}")
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ConfigError(f"scales: found {list(self.scales)}, expected one or more numbers above 0")
         if self.window is None:
             if self.stride is not None:

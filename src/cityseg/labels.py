@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from cityseg.errors import ConfigError, did_you_mean
+from cityseg.errors import UNPRINTABLE, ConfigError, did_you_mean
 
 VOID = 255
-"""The value of pixels that belong to no class: left out of losses and scores."""
+"""The value of pixels that belong to no class, which losses and scores leave out."""
 
 Color = tuple[int, int, int]
 ByteArray = npt.NDArray[np.uint8]
@@ -104,11 +104,17 @@ class LabelSpace:
         """Check that the parts fit together.
 
         Raises:
-            ConfigError: if names repeat, or names, colours, ids and categories differ in number.
+            ConfigError: if names repeat or hold control characters, names, colours, ids and categories differ in
+                number, or a colour or id is not from 0 to 255.
         """
         names, where = self.class_names, f"label space {self.name!r}"
         if not 1 <= len(names) <= VOID:
             raise ConfigError(f"{where}: found {len(names)} classes, expected 1 to {VOID}")
+        if strange := [name for name in names if UNPRINTABLE.search(name)]:
+            raise ConfigError(f"{where}: class names with control characters: {', '.join(map(ascii, strange))}")
+        numbers = [*(value for color in self.colors for value in color), *self.label_ids]
+        if wrong := [number for number in numbers if not 0 <= number <= VOID]:
+            raise ConfigError(f"{where}: found {wrong[0]} as a colour or label id, expected 0 to {VOID}")
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"{where}: class names occur twice: {', '.join(repeated)}")
         if repeated_colors := sorted({c for c in self.colors if self.colors.count(c) > 1}):
@@ -175,12 +181,12 @@ class LabelSpace:
         """Rebuild a space from what :meth:`to_dict` gave."""
         return cls(
             name=str(data["name"]),
-            class_names=tuple(data["class_names"]),
+            class_names=tuple(map(str, data["class_names"])),
             colors=tuple(_as_color(color) for color in data["colors"]),
             aliases=tuple((_as_color(color), int(train_id)) for color, train_id in data["aliases"]),
             ids=None if data["ids"] is None else {int(k): int(v) for k, v in data["ids"]},
-            label_ids=tuple(data["label_ids"]),
-            categories=tuple(data["categories"]),
+            label_ids=tuple(map(int, data["label_ids"])),
+            categories=tuple(map(str, data["categories"])),
             ignore_index=int(data["ignore_index"]),
         )
 

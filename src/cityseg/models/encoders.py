@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import get_session
 from safetensors.torch import load_file
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from cityseg.errors import ConfigError, Problems, did_you_mean
 from cityseg.models.network import SegmentationNetwork
+from cityseg.tensors import load_tensors
 
 Pretrained = bool | str | Path | None
 """True for the published ImageNet weights, False or None for random ones, or a file with the encoder's weights."""
@@ -308,11 +308,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: if it is not such a file.
     """
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch, pickle and safetensors raise has no common base
+        content: Any = load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
+    except Exception as error:  # what safetensors raises has no common base
         raise ConfigError(f"model.pretrained={path}: not a file of weights ({reason(error)})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
