@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 
 
 def command(*arguments, cwd=ROOT, code=0, timeout=300):
@@ -66,11 +65,14 @@ def test_train_evaluate_resume_from_the_shell(tmp_path, cache_dir):
     assert len(list((scored / "colors").iterdir())) == 2
 
 
-def readme_commands(script):
-    """Commands of the README's code blocks that run a script, without prompts and comments."""
-    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(f"python {script}")]
+def documented_commands(script):
+    """Commands of the code blocks of README and docs that run a script, each once, without prompts and comments."""
+    lines = {}
+    for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*/*.md"))):
+        blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+        if page.name != "extend.md":  # its commands need its files: tests/test_docs.py
+            lines |= {line.split("  #")[0].strip(): None for block in blocks for line in block.splitlines()}
+    return [line for line in lines if re.match(rf"python {script}( |$)", line)]
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +83,8 @@ def trained(tmp_path_factory, cache_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", readme_commands("train.py"))
-def test_readme_training_commands_run(line, tmp_path, cache_dir, trained):
+@pytest.mark.parametrize("line", documented_commands("train.py"))
+def test_documented_training_commands_run(line, tmp_path, cache_dir, trained):
     typed = [re.sub(r"^data\.root=.*", "data.root=null", word) for word in shell_words(line)[2:]]
     if any(word.startswith("resume=") for word in typed):
         typed = [f"resume={trained}"]
@@ -104,8 +106,8 @@ def test_readme_training_commands_run(line, tmp_path, cache_dir, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", readme_commands("evaluate.py"))
-def test_readme_evaluation_commands_run(line, tmp_path, trained):
+@pytest.mark.parametrize("line", documented_commands("evaluate.py"))
+def test_documented_evaluation_commands_run(line, tmp_path, trained):
     typed = [word for word in with_checkpoints(line, trained) if not word.startswith("data.root=")]
     if "official=true" in typed:
         pytest.importorskip("cityscapesscripts")
@@ -113,8 +115,8 @@ def test_readme_evaluation_commands_run(line, tmp_path, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", readme_commands("predict.py"))
-def test_readme_prediction_commands_run(line, tmp_path, trained):
+@pytest.mark.parametrize("line", documented_commands("predict.py"))
+def test_documented_prediction_commands_run(line, tmp_path, trained):
     city = tmp_path / "leftImg8bit" / "test" / "berlin"
     city.mkdir(parents=True)
     Image.new("RGB", (2048, 1024), (90, 80, 70)).save(city / "berlin_000000_000019_leftImg8bit.png")
@@ -125,8 +127,8 @@ def test_readme_prediction_commands_run(line, tmp_path, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", readme_commands("export.py"))
-def test_readme_export_commands_run(line, tmp_path, trained):
+@pytest.mark.parametrize("line", documented_commands("export.py"))
+def test_documented_export_commands_run(line, tmp_path, trained):
     pytest.importorskip("onnxruntime")
     command(ROOT / "export.py", *with_checkpoints(line, trained), cwd=tmp_path)
     assert list(tmp_path.glob("*.onnx"))
