@@ -6,7 +6,7 @@ import torch
 from cityseg.checkpoints import KEY, load_checkpoint, load_weights
 from cityseg.errors import CheckpointError, ConfigError
 from cityseg.labels import label_space
-from cityseg.runs.config import check_trusted
+from cityseg.runs.trust import check_trusted
 
 
 @pytest.fixture
