@@ -49,10 +49,10 @@ def test_a_job_leaves_its_process_as_it_was(run_tiny):
     run_tiny(folder="warm")  # what is imported or opened once stays
     torch.manual_seed(5)
     state, environment, filters = torch.get_rng_state(), dict(os.environ), list(warnings.filters)
-    files = len(os.listdir("/proc/self/fd"))
-    run_tiny("trainer.deterministic=true", "+trainer.benchmark=true", "data.workers=1", folder="second")
+    files, benchmark = len(os.listdir("/proc/self/fd")), torch.backends.cudnn.benchmark
+    run_tiny("trainer.deterministic=true", f"+trainer.benchmark={not benchmark}", "data.workers=1", folder="second")
     assert not torch.are_deterministic_algorithms_enabled()
-    assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark == benchmark
     assert torch.equal(torch.get_rng_state(), state)
     assert dict(os.environ) == environment
     assert warnings.filters == filters
