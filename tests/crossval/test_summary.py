@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, recall_sc
 
 from cityseg.crossval.folds import read_sweep
 from cityseg.crossval.summary import exit_code, summarize
+from cityseg.image_counts import read_image_counts, write_image_counts
 
 from .sweeps import CLASSES, Pictures, pictures, write_overrides, write_run
 
@@ -227,3 +229,16 @@ def test_folds_that_hold_out_other_images_are_not_paired_by_image(tmp_path):
     write_run(tmp_path, ["fold=0", "model=b"], pictures(0, images=5))
     (pair,) = summary_of(tmp_path)["comparison"]["pairs"]
     assert "fold 0 holds out other images" in pair["images_note"]
+
+
+def test_folds_with_clusters_of_their_own_are_not_paired_by_image(tmp_path):
+    for model in "ab":
+        for fold, names in enumerate([CLASSES, (*CLASSES[:-1], "another")]):
+            rows = {name: {} for name in names}
+            run = write_run(
+                tmp_path, [f"fold={fold}", f"model={model}"], pictures(fold), label_space="kmeans4", per_class=rows
+            )
+            counts = read_image_counts(run / "per_image.npz")
+            write_image_counts(run / "per_image.npz", replace(counts, class_names=names))
+    (pair,) = summary_of(tmp_path)["comparison"]["pairs"]
+    assert "each fold has classes of its own" in pair["images_note"]
