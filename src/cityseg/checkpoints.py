@@ -161,7 +161,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: if the file is missing, damaged, needs code to load, or was not written by cityseg.
     """
     check_checkpoints(path)
-    if not is_sealed(path) and _has_seal(path):
+    if _has_seal(path) and not is_sealed(path):
         raise CheckpointError(
             f"ckpt={path}: damaged: its content is not what was written. Fix: use another checkpoint of the run, such "
             f"as {LAST} beside best.ckpt"

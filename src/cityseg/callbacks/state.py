@@ -149,6 +149,8 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Keep the sums for the epoch that goes on."""
         trainer.should_stop = checkpoint.get("stopped_early", False)
+        if trainer.should_stop:
+            log.info("training had been stopped early, and is not gone on with")
         averages = checkpoint.get("averages", [[]])
         self._averages = averages[trainer.global_rank] if len(averages) == trainer.world_size else averages[0]
 
