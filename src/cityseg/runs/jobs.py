@@ -161,6 +161,12 @@ def _saved_config(last: Path, typed: Sequence[str], trusted: Sequence[str]) -> D
     config = resume_config(checkpoint.config, typed, str(run_dir))
     settle(config)
     check_inside(config, run_dir, typed)
+    end = config.trainer.max_epochs
+    if end is not None and -1 < end < checkpoint.epochs:
+        raise ConfigError(
+            f"trainer.max_epochs={end}: {run_dir} has trained for {checkpoint.epochs} epochs already. Fix: as many, to "
+            "score what there is, or more"
+        )
     return config
 
 
