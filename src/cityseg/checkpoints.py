@@ -114,7 +114,6 @@ class SelfContained(pl.Callback):
     """
 
     def __init__(self, config: Mapping[str, Any], label_space: LabelSpace) -> None:
-        """See the class."""
         self._content = {
             "format": FORMAT,
             "version": __version__,

@@ -28,7 +28,6 @@ class Ensemble(nn.Module):
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
-        """See the class."""
         super().__init__()
         self.members = nn.ModuleList(members)
 

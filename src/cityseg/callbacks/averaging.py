@@ -39,7 +39,6 @@ class WeightEMA(pl.Callback):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        """See the class."""
         if not 0 <= decay < 1:
             raise ConfigError(f"callbacks.ema.decay: found {decay!r}, expected a number from 0 to less than 1")
         self._decay = decay

@@ -32,7 +32,6 @@ class FiniteLoss(pl.Callback):
     """
 
     def __init__(self, skip: int = 0) -> None:
-        """See the class."""
         if not isinstance(skip, int) or skip < 0:
             raise ConfigError(f"callbacks.finite.skip: found {skip!r}, expected a whole number from 0")
         self._left, self._most = skip, skip

@@ -43,7 +43,6 @@ class EncoderFreezing(pl.Callback):
     """
 
     def __init__(self, epochs: float = 0.05, unfreeze: Unfreeze = "all", epochs_per_stage: int = 1) -> None:
-        """See the class."""
         if not epochs >= 0 or (epochs >= 1 and epochs != int(epochs)):
             raise _wrong("epochs", epochs, "a share from 0 to less than 1, or a whole number of epochs")
         if unfreeze not in get_args(Unfreeze):

@@ -35,7 +35,6 @@ class History(pl.Callback):
     """
 
     def __init__(self, path: str) -> None:
-        """See the class."""
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
         self._started = self._trained = 0.0

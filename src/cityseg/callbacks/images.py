@@ -28,7 +28,6 @@ class Images(pl.Callback):
     """
 
     def __init__(self, count: int = 4, every_n_epochs: int = 5) -> None:
-        """See the class."""
         self._count, self._every = count, every_n_epochs
         self._chosen: frozenset[int] = frozenset()
 

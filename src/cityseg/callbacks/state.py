@@ -61,7 +61,6 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: str, every_minutes: float | None = None) -> None:
-        """See the class."""
         self.path = Path(folder) / LAST
         self._every = float("inf") if every_minutes is None else 60 * every_minutes
         self._saved = 0.0
@@ -212,7 +211,6 @@ class StepSeed(pl.Callback):
     """
 
     def __init__(self, seed: int) -> None:
-        """See the class."""
         self._seed = seed
 
     def on_train_batch_start(

@@ -102,7 +102,6 @@ class SegmentationDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
         scenes: dict[str, int] | None = None,
     ) -> None:
-        """See the class."""
         super().__init__()
         self.builtin = root is None
         self.label_space = label_space

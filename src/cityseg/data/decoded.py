@@ -43,7 +43,6 @@ class Stack:
     """
 
     def __init__(self, data: Tensor | Path, sizes: Sizes, channels: int = 0) -> None:
-        """See the class."""
         self._data, self._sizes = data, sizes
         self._channels = (channels,) if channels else ()
         self._starts = np.cumsum([0, *(sizes.astype(np.int64).prod(axis=1) * max(channels, 1))])

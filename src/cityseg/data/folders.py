@@ -65,7 +65,6 @@ class FoldersDataModule(SegmentationDataModule):
         labels: Literal["ids", "palette"] = "ids",
         **options: Any,
     ) -> None:
-        """See the class."""
         if root is not None and not classes:
             raise ConfigError(
                 "data.classes: found none, expected the names and colours of your classes; put them in a YAML, or type "

@@ -101,7 +101,6 @@ class GtFineDataModule(SegmentationDataModule):
         labels: LabelFiles = "label_ids",
         **options: Any,
     ) -> None:
-        """See the class."""
         if labels not in SUFFIX:
             raise ConfigError(f"data.labels: found {labels!r}, expected one of {', '.join(SUFFIX)}")
         space = named_label_space(label_space)

@@ -221,7 +221,6 @@ class TrainBatches(Sampler[list[Key]]):
         world: int = 1,
         probabilities: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        """See the class."""
         self._count, self._seed, self._rank, self._world = count, seed, rank, world
         self._probabilities = probabilities
         # A last, smaller batch is dropped (batch norm suffers from it) unless it is the only one.
@@ -303,7 +302,6 @@ class SameSizeBatches(Sampler[list[int]]):
     """
 
     def __init__(self, sizes: npt.NDArray[np.int32], batch_size: int, rank: int = 0, world: int = 1) -> None:
-        """See the class."""
         batch_size = max(min(batch_size, len(sizes) // world), 1)  # a process without a batch is an error
         index = np.arange(len(sizes))
         new = np.diff(sizes, axis=0, prepend=-1).any(axis=1)  # size than that of the sample before

@@ -124,7 +124,6 @@ class PairsDataModule(SegmentationDataModule):
         centers: Sequence[Sequence[int]] | None = None,
         **options: Any,
     ) -> None:
-        """See the class."""
         if label_space == "cityscapes_ids":
             raise ConfigError(
                 "data.label_space=cityscapes_ids: colours do not tell all label ids apart; use data=gtfine"

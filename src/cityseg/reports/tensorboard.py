@@ -46,7 +46,6 @@ class TensorBoard(TensorBoardLogger):
     """
 
     def __init__(self, folder: str) -> None:
-        """See the class."""
         super().__init__(folder, name="", version="")
 
     @property

@@ -171,7 +171,6 @@ class Results:
     """
 
     def __init__(self, targets: dict[str, Path], space: LabelSpace, alpha: float) -> None:
-        """See the class."""
         self._targets, self._space, self._alpha = targets, space, alpha
         self._fresh = {kind: path.with_name(f".{os.getpid()}.new{path.suffix}") for kind, path in targets.items()}
         self._videos: dict[str, cv2.VideoWriter] = {}

@@ -70,7 +70,6 @@ class Pictures(Scored):
     """
 
     def __init__(self, folder: Path, samples: Samples, *, panels: int, predictions: bool) -> None:
-        """See the class."""
         self._folder, self._samples, self._predictions = folder, samples, predictions
         self._chosen = frozenset(spread(len(samples), panels))
 
@@ -106,7 +105,6 @@ class PerImage(Figures):
     """
 
     def __init__(self, folder: Path, samples: Samples, *, draw: bool) -> None:
-        """See the class."""
         self._folder, self._samples, self._names, self._draw = folder, samples, samples.names(), draw
         self._images: list[str] = []
         self._counts: list[npt.NDArray[np.int64]] = []

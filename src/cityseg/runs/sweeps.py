@@ -71,7 +71,6 @@ class Sweep:
     """
 
     def __init__(self, folder: Path, *, folds: bool, final: bool) -> None:
-        """See the class."""
         self.folder, self._folds, self._final = folder, folds, final
         self._typed: str | None = None
 

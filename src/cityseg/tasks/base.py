@@ -49,7 +49,6 @@ class Task(pl.LightningModule):
     """Whether the task steps its optimizers itself; then it clips and accumulates itself too."""
 
     def __init__(self, network: nn.Module, loss: nn.Module, label_space: LabelSpace) -> None:
-        """See the class."""
         super().__init__()
         self.network = network
         self.loss = loss

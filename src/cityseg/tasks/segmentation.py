@@ -42,7 +42,6 @@ class SegmentationTask(Task):
         layer_decay: float = 1.0,
         auxiliary_weight: float = 0.4,
     ) -> None:
-        """See the class."""
         super().__init__(network, loss, label_space)
         self._optimizer = optimizer
         self._scheduler = scheduler
