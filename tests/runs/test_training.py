@@ -142,8 +142,8 @@ def test_resume_refuses_what_it_cannot_follow(run_tiny, compose_config):
     for typed, message in (
         ("trainer.max_epoch=3", "Did you mean 'trainer.max_epochs'"),
         ("model=fpn", "a resumed run keeps its model"),
-    ):
         ("trainer.max_epochs=0", "max_epochs=0: .* has trained for 1 epochs already. Fix: as many"),
+    ):
         with pytest.raises(ConfigError, match=message):
             run_job(compose_config([f"resume={folder}"], folder), folder, [f"resume={folder}", typed], sweep=None)
 
