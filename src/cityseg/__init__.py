@@ -1,3 +1,3 @@
 """Experiments in semantic segmentation of street scenes."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
