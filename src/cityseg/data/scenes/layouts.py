@@ -9,67 +9,32 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from cityseg.data.scenes.backdrop import develop
-from cityseg.data.scenes.composer import compose
+from cityseg.data.scenes.scene import CITIES, TRAIN_CITIES, VAL_CITIES, render_scene
 from cityseg.errors import ConfigError
 from cityseg.files import refusals_named
 from cityseg.labels import CITYSCAPES_LABELS, VOID, ByteArray, label_space
 
 log = logging.getLogger(__name__)
 
-SCENES_VERSION = 1
+SCENES_VERSION = 2
 """Part of the cache folder's name: raised whenever a scene would look different."""
 
 SCENE_CLASSES: tuple[str, ...] = (
-    "road",
-    "sidewalk",
-    "building",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "bus",
-    "bicycle",
-)
+    "road", "sidewalk", "building", "pole", "traffic light", "traffic sign", "vegetation", "sky",
+    "person", "rider", "car", "bus", "bicycle",
+)  # fmt: skip
 """The classes that occur; the train ids of the folders layout number them in this order."""
 
 Layout = Literal["gtfine", "pairs", "folders"]
 
-TRAIN_CITIES = ("aldermoor", "brunnstadt", "castellan", "dorneval", "eastmarch")
-VAL_CITIES = ("fennwick", "grauhafen")
-CITIES = (*TRAIN_CITIES, *VAL_CITIES)
-SUPERSAMPLING = 2
 SCENES_PER_PROCESS = 40  # fewer are not worth the start of a process
 MIN_SIZE = 32  # pixels: below, people would be smaller than one
-
-
-def render_scene(seed: int, index: int, size: int = 256) -> tuple[ByteArray, ByteArray]:
-    """Draw one street scene; the same arguments give the same scene.
-
-    Args:
-        seed: of the whole set; also decides what its cities look like.
-        index: number of the scene, from 0; scenes whose index differs by ``len(CITIES)`` share a city.
-        size: height and width, pixels.
-
-    Returns:
-        The photo ``(size, size, 3)`` uint8 RGB, and its Cityscapes label ids ``(size, size)`` uint8: those of
-        ``SCENE_CLASSES`` and of a few void labels.
-    """
-    rng = np.random.default_rng([seed, index])
-    canvas = compose(seed, index % len(CITIES), size * SUPERSAMPLING, rng)
-    photo = develop(canvas.photo, size, rng)
-    return photo, np.ascontiguousarray(canvas.label_ids[::SUPERSAMPLING, ::SUPERSAMPLING])
 
 
 def scenes_root(
@@ -92,8 +57,10 @@ def scenes_root(
         ConfigError: if there is no such layout, or a count or the size is too small.
         WriteError: if the system refuses to write them.
     """
-    if layout not in _WRITERS:
-        raise ConfigError(f"no layout {layout!r} for the built-in scenes: expected one of {', '.join(_WRITERS)}")
+    if layout not in get_args(Layout):
+        raise ConfigError(
+            f"no layout {layout!r} for the built-in scenes: expected one of {', '.join(get_args(Layout))}"
+        )
     if min(train, val) < 0 or size < MIN_SIZE or seed < 0:
         raise ConfigError(
             f"built-in scenes: found train={train}, val={val}, size={size}, seed={seed}; "
@@ -104,44 +71,19 @@ def scenes_root(
         return root
     log.info("Drawing %d + %d street scenes (%d px, %s layout) into %s", train, val, size, layout, root)
     with refusals_named(root):
-        _draw(layout, root, {"train": train, "val": val}, size, seed)
-    return root
-
-
-def _draw(layout: Layout, root: Path, counts: dict[str, int], size: int, seed: int) -> None:
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        _write_all(layout, unfinished, counts, size, seed)
-        unfinished.chmod(0o755)  # mkdtemp makes folders that only their owner may read
+        root.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            unfinished.rename(root)
-        except OSError:
-            if not root.is_dir():  # another process that finished first is no error
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-# --------------------------------------------------------------------------------------- writing the layouts
-
-
-class _Frame(NamedTuple):
-    """One scene's place in a set: its split, city and number there (from 0), and which scene it is."""
-
-    split: str
-    city: str
-    number: int
-    scene: int
-
-
-def _frames(split: str, count: int) -> list[_Frame]:
-    cities = TRAIN_CITIES if split == "train" else VAL_CITIES
-    frames = []
-    for number in range(count):
-        city = cities[number % len(cities)]
-        frames.append(_Frame(split, city, number, number // len(cities) * len(CITIES) + CITIES.index(city)))
-    return frames
+            _write_all(layout, unfinished, {"train": train, "val": val}, size, seed)
+            unfinished.chmod(0o755)  # mkdtemp makes folders that only their owner may read
+            try:
+                unfinished.rename(root)
+            except OSError:
+                if not root.is_dir():  # another process that finished first is no error
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return root
 
 
 def _write_all(layout: Layout, root: Path, counts: dict[str, int], size: int, seed: int) -> None:
@@ -152,49 +94,38 @@ def _write_all(layout: Layout, root: Path, counts: dict[str, int], size: int, se
     # Processes of their own: drawing is Python work, and a pool would need a main guard in the caller's script.
     base = {"layout": layout, "root": str(root), "counts": counts, "size": size, "seed": seed, "parts": parts}
     jobs = [json.dumps({**base, "part": part}) for part in range(parts)]
-    commands = [[sys.executable, "-m", "cityseg.data.scenes", job] for job in jobs]
-    painters = [subprocess.Popen(command) for command in commands]
-    if failed := [command for command, painter in zip(commands, painters, strict=True) if painter.wait()]:
-        raise OSError(f"{len(failed)} of {parts} processes that draw it failed, as they say above")
+    painters = [subprocess.Popen([sys.executable, "-m", "cityseg.data.scenes", job]) for job in jobs]
+    if failed := sum(painter.wait() != 0 for painter in painters):
+        raise OSError(f"{failed} of {parts} processes that draw it failed, as they say above")
 
 
 def write_part(
     layout: Layout, root: Path, counts: dict[str, int], size: int, seed: int, *, part: int, parts: int
 ) -> None:
     """Draw and write every `parts`-th scene of each split, from the `part`-th on."""
-    for split, count in counts.items():
-        for frame in _frames(split, count)[part::parts]:
-            photo, label_ids = render_scene(seed, frame.scene, size)
-            _WRITERS[layout](root, frame, photo, label_ids)
+    for split, cities in (("train", TRAIN_CITIES), ("val", VAL_CITIES)):
+        for number in range(part, counts[split], parts):
+            city = cities[number % len(cities)]
+            photo, label_ids = render_scene(seed, number // len(cities) * len(CITIES) + CITIES.index(city), size)
+            for name, image in _files(layout, split, city, number, photo, label_ids).items():
+                path = root / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path, quality=95, compress_level=1)  # of JPEG, and of PNG
 
 
-def _write_image(path: Path, image: ByteArray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, quality=95, compress_level=1)  # the first for JPEG, the second for PNG
-
-
-def _write_gtfine(root: Path, frame: _Frame, photo: ByteArray, label_ids: ByteArray) -> None:
-    name = f"{frame.city}_000000_{frame.number:06d}"
-    place = Path(frame.split) / frame.city
-    _write_image(root / "leftImg8bit" / place / f"{name}_leftImg8bit.png", photo)
-    _write_image(root / "gtFine" / place / f"{name}_gtFine_labelIds.png", label_ids)
-
-
-def _write_pairs(root: Path, frame: _Frame, photo: ByteArray, label_ids: ByteArray) -> None:
-    space = label_space("cityscapes19")
-    train_ids = space.encode_table[label_ids].astype(np.uint8)
-    composite = np.concatenate([photo, space.colorize(train_ids)], axis=1)
-    _write_image(root / frame.split / f"{frame.number + 1}.jpg", composite)
-
-
-def _write_folders(root: Path, frame: _Frame, photo: ByteArray, label_ids: ByteArray) -> None:
+def _files(
+    layout: Layout, split: str, city: str, number: int, photo: ByteArray, label_ids: ByteArray
+) -> dict[str, ByteArray]:
+    """What a layout keeps of a scene, by path."""
+    if layout == "gtfine":
+        name = f"{split}/{city}/{city}_000000_{number:06d}"
+        return {f"leftImg8bit/{name}_leftImg8bit.png": photo, f"gtFine/{name}_gtFine_labelIds.png": label_ids}
+    if layout == "pairs":
+        space = label_space("cityscapes19")
+        colors = space.colorize(space.encode_table[label_ids].astype(np.uint8))
+        return {f"{split}/{number + 1}.jpg": np.concatenate([photo, colors], axis=1)}
     ids = {label.name: label.id for label in CITYSCAPES_LABELS}
     table = np.full(256, VOID, np.uint8)
     table[[ids[name] for name in SCENE_CLASSES]] = np.arange(len(SCENE_CLASSES))
-    name = f"{frame.city}_{frame.number:06d}.png"
-    _write_image(root / frame.split / "images" / name, photo)
-    _write_image(root / frame.split / "masks" / name, table[label_ids])
-
-
-_Writer = Callable[[Path, _Frame, ByteArray, ByteArray], None]
-_WRITERS: dict[str, _Writer] = {"gtfine": _write_gtfine, "pairs": _write_pairs, "folders": _write_folders}
+    name = f"{city}_{number:06d}.png"
+    return {f"{split}/images/{name}": photo, f"{split}/masks/{name}": table[label_ids]}
