@@ -39,7 +39,7 @@ def pytorch(ckpt: str, threads: int) -> tuple[str, Callable[[Any], Any]]:
     torch.set_num_threads(threads)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         keys = [f"ckpt='{ckpt}'", "input=.", "output=.", "trainer.accelerator=cpu", "trainer.precision=32-true"]
-        predictor = Predictor.from_checkpoints([load_checkpoint(Path(ckpt))], compose("predict", keys), ("train_ids",))
+        predictor = Predictor([load_checkpoint(Path(ckpt))], compose("predict", keys), ("train_ids",))
     return f"PyTorch {torch.__version__}", lambda photo: predictor(photo).train_ids
 
 

@@ -92,7 +92,6 @@ class Losses(pl.Callback):
 def curves(config: DictConfig, steps: int) -> tuple[list[float], list[float]]:
     """Losses of ours and of the bare float32 loop over the same crops of photos."""
     data = build_data(config)
-    data.check_root()
     data.keep_splits()
     network = build_network(config, data.label_space)
     step = bare_loop(Float32(network).train(), config.optimizer.lr, bf16=False)
