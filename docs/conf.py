@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "cityseg"
@@ -17,3 +19,8 @@ napoleon_attr_annotations = False
 autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]
 napoleon_use_ivar = True  # else attributes of dataclasses are described twice
+
+
+def setup(app: Sphinx) -> None:
+    """Leave out what Python says of the fields of named tuples."""
+    app.connect("autodoc-skip-member", lambda *event: True if str(event[3].__doc__).startswith("Alias for") else None)
