@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cityseg.runs.config import build
+from cityseg.runs.objects import build
 from tests.conftest import TINY
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -1,5 +1,6 @@
 """The documentation: what it tells people to write and to type works, and it builds without a warning."""
 
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -42,6 +43,15 @@ def flat_root(tmp_path):
             Image.fromarray(np.stack([mask * 200] * 3, 2)).save(tmp_path / f"flat/{split}/{number}.jpg")
             Image.fromarray(mask).save(tmp_path / f"flat/{split}/{number}_mask.png")
     return tmp_path / "flat"
+
+
+def test_the_walks_through_the_code_name_what_there_is():
+    walks = re.search("Three walks.*?\n\nTests mirror", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[0]
+    names = re.findall(r"`((?:data|inference|losses|metrics|models|runs|tasks)\.[\w.]*\w)`", walks)
+    assert len(names) >= 15
+    for name in names:
+        if "=" not in name and not name.startswith("metrics.json"):
+            assert pkgutil.resolve_name(f"cityseg.{name}") is not None
 
 
 @pytest.mark.parametrize("name", MAY_ADD)

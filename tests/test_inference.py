@@ -112,17 +112,17 @@ def test_overlapping_windows_are_averaged_as_in_a_loop_over_pixels(blending):
 
 def test_flipping_changes_nothing_for_a_symmetric_network():
     network, batch = Context(symmetric=True), photos(20, 31, count=2)
-    flipped = Inference(flip=True).probabilities(network, batch)
+    flipped = Inference(flip=True)(network, batch).softmax(1)
     torch.testing.assert_close(flipped, network(batch).softmax(1), rtol=1e-4, atol=1e-6)
     other = Context()
-    assert not torch.allclose(Inference(flip=True).probabilities(other, batch), other(batch).softmax(1), atol=1e-3)
+    assert not torch.allclose(Inference(flip=True)(other, batch).softmax(1), other(batch).softmax(1), atol=1e-3)
 
 
 def test_flip_is_the_mean_of_two_runs_made_by_hand():
     network, batch = Context(), photos(20, 31, count=2)
     mirrored = torch.from_numpy(batch.numpy()[..., ::-1].copy())
     by_hand = (network(batch).softmax(1) + network(mirrored).softmax(1).flip(3)) / 2
-    torch.testing.assert_close(Inference(flip=True).probabilities(network, batch), by_hand, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(Inference(flip=True)(network, batch).softmax(1), by_hand, rtol=1e-5, atol=1e-7)
 
 
 def test_scales_are_the_mean_of_runs_on_resized_photos():
@@ -134,7 +134,7 @@ def test_scales_are_the_mean_of_runs_on_resized_photos():
             logits = network(resized.flip(3) if mirror else resized)
             logits = functional.interpolate(logits.flip(3) if mirror else logits, (24, 32), mode="bilinear")
             views.append(logits.softmax(1))
-    found = Inference(scales=(0.5, 1.0, 1.5), flip=True).probabilities(network, batch)
+    found = Inference(scales=(0.5, 1.0, 1.5), flip=True)(network, batch).softmax(1)
     torch.testing.assert_close(found, torch.stack(views).mean(0), rtol=1e-4, atol=1e-6)
 
 
@@ -142,11 +142,10 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities():
     one, two, batch = Context(seed=1), Context(seed=2), photos(20, 24)
     both = (one(batch).softmax(1) + two(batch).softmax(1)) / 2
     ensemble = Ensemble([one, two])
-    torch.testing.assert_close(Inference().probabilities(ensemble, batch), both, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(ensemble(batch).softmax(1), both, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(Inference()(ensemble, batch).softmax(1), both, rtol=1e-5, atol=1e-7)
     sliding = Inference((8, 8))
-    apart = (sliding.probabilities(one, batch) + sliding.probabilities(two, batch)) / 2
-    torch.testing.assert_close(sliding.probabilities(ensemble, batch), apart, rtol=1e-5, atol=1e-7)
+    apart = (sliding(one, batch).softmax(1) + sliding(two, batch).softmax(1)) / 2
+    torch.testing.assert_close(sliding(ensemble, batch).softmax(1), apart, rtol=1e-5, atol=1e-7)
 
 
 def test_averaged_scores_never_become_infinite():

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from cityseg import losses
-from cityseg.class_weights import class_weights_from_counts
+from cityseg.data.statistics import class_weights_from_counts
 from cityseg.errors import ConfigError
 from cityseg.losses import (
     CrossEntropyLoss,
@@ -385,8 +385,6 @@ def test_weighted_sum_adds_the_weighted_terms(batch):
     loss = FocalDice(num_classes=CLASSES)
     focal = FocalLoss(num_classes=CLASSES)(*batch).item()
     dice = DiceLoss(num_classes=CLASSES, smooth=1.0)(*batch).item()
-    terms = {name: value.item() for name, value in loss.forward_terms(*batch).items()}
-    assert terms == pytest.approx({"focal": focal, "dice": 1.1 * dice}, rel=1e-6)
     assert loss(*batch).item() == pytest.approx(focal + 1.1 * dice, rel=1e-6)
 
 

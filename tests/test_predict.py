@@ -119,7 +119,10 @@ def test_an_ensemble_predicts_what_evaluate_scores(checkpoint, other, predict_ti
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda own: own["label_space"]["class_names"].__setitem__(0, "street"), "of the same classes"),
+        (
+            lambda own: own["label_space"].update(class_names=["street", *own["label_space"]["class_names"][1:]]),
+            "of the same classes",
+        ),
         (lambda own: own["config"]["data"].update(scale=0.5), "found data.scale=0.5 and 1.0, expected one"),
     ],
 )
@@ -220,7 +223,7 @@ def test_pictures_and_videos_may_have_as_many_pixels_as_the_key_says(tmp_path, p
         predict_tiny(tmp_path / "in", "save=color", "max_pixels=1536")
     assert "good" not in str(error.value)
     (tmp_path / "bomb.png").write_bytes(bomb(20_000, 20_000))  # more than Pillow alone would open
-    assert read_header(tmp_path / "bomb.png", 20_000**2)[:2] == (20_000, 20_000)
+    assert read_header(tmp_path / "bomb.png", 20_000**2) == (20_000, 20_000)
     with pytest.raises(FileProblem, match=r"found 20000x20000, expected at most 399999999 pixels"):
         read_picture(tmp_path / "bomb.png", 20_000**2 - 1)
 
@@ -273,7 +276,7 @@ def test_names_stay_apart(tmp_path):
 @pytest.mark.parametrize(
     ("source", "override", "message"),
     [
-        ("none", "alpha=0", r"none: found no pictures.*none does not exist"),
+        ("none", "alpha=0", r"none: no such file or folder; .* holds "),
         ("in", "save=[colour]", "Did you mean 'color'"),
         ("in", "alpha=2", "alpha: found 2, expected a number from 0 to 1"),
         ("in", "format=cityscape", "format: found 'cityscape', expected cityscapes"),
@@ -292,7 +295,6 @@ def test_a_mistake_is_told_before_anything_is_predicted(source, override, messag
 def test_a_large_picture_is_taken_by_windows(tmp_path, predict_tiny, caplog):
     picture(tmp_path / "in/a.png", 64, 96)
     caplog.set_level("INFO")
-    prediction._choose.cache_clear()
     whole = predict_tiny(tmp_path / "in", "window=32", "large=6144", output="whole")
     assert "sliding" not in caplog.text
     large = predict_tiny(tmp_path / "in", "window=32", "large=6143", output="large")
@@ -395,16 +397,17 @@ def test_the_generator_of_an_adversarial_checkpoint_is_used_alone(tmp_path, chec
 
 
 def test_the_command_ends_with_code_1_where_a_file_is_bad(tmp_path, checkpoint):
-    picture(tmp_path / "in/good.png")
-    (tmp_path / "in/bad.png").write_text("no picture")
+    folder = tmp_path / "folder"
+    picture(folder / "in/good.png")
+    (folder / "in/bad.png").write_text("no picture")
     typed = [f"ckpt={checkpoint}", "input=in", "output=out", "save=overlay", "trainer.accelerator=cpu"]
     command = [sys.executable, str(ROOT / "predict.py"), *typed]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "1 predicted, 0 already there, 1 not predicted" in done.stdout
-    assert "bad.png: 10 bytes" in done.stdout
+    assert "bad.png: it starts with b'no picture'" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    assert results(tmp_path) == [
+    assert results(folder) == [
         "in/bad.png",
         "in/good.png",
         "out/overlay/good.png",

@@ -20,10 +20,12 @@ MISTAKES = {
     "train data.rot=/x": "Did you mean 'data.root'",
     "train model=unett": "Did you mean 'unet'",
     "train optimiser=adam": "Did you mean 'optimizer'",
+    "train lr=1 foo=2": "lr: no such key. Did you mean 'optimizer.lr'?\nfoo: no such key.",
     "train trainer.max_epochs": "missing EQUAL",
     "train data.root=/no/such/folder": "data.root=/no/such/folder: no such folder",
     "train resume=none": "resume=none: no such folder",
-    "evaluate split=val": "Missing mandatory value: ckpt",
+    "evaluate split=val": "ckpt: not given. Fix: ckpt=...",
+    "predict ckpt=a.ckpt input=b": "output: not given. Fix: output=...",
     "evaluate ckpt=none.ckpt": "ckpt=none.ckpt: no such file",
     "predict ckpt=[none.ckpt] input=. output=.": "ckpt=none.ckpt: no such file",
     "export ckpt=none.ckpt": "ckpt=none.ckpt: no such file",
@@ -81,7 +83,7 @@ def test_a_mistake_is_told_in_a_few_lines_before_anything_heavy_is_imported(told
 @pytest.mark.slow
 def test_summaries_and_pages_need_no_torch():
     code = (
-        "import sys, cityseg.crossval.output, cityseg.reports.compare, cityseg.reports.html.comparison\n"
+        "import sys, cityseg.crossval.output, cityseg.reports.html.comparison\n"
         "assert not {'torch', 'pytorch_lightning'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

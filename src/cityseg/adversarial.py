@@ -26,10 +26,8 @@ def map_channels(kind: AuxiliaryMap, num_classes: int) -> int:
         ConfigError: if there is no map of that name.
     """
     if kind not in AUXILIARY_MAPS:
-        raise ConfigError(
-            f"task.auxiliary_map: found {kind!r}, expected one of {', '.join(AUXILIARY_MAPS)}."
-            f"{did_you_mean(str(kind), AUXILIARY_MAPS)}"
-        )
+        known, near = ", ".join(AUXILIARY_MAPS), did_you_mean(str(kind), AUXILIARY_MAPS)
+        raise ConfigError(f"task.auxiliary_map: found {kind!r}, expected one of {known}.{near}")
     return num_classes if kind == "probabilities" else 1
 
 
@@ -64,17 +62,7 @@ def predicted_map(logits: Tensor, void: Tensor, kind: AuxiliaryMap) -> Tensor:
 
 
 def true_map(target: Tensor, void: Tensor, num_classes: int, kind: AuxiliaryMap) -> Tensor:
-    """The auxiliary map of the truth: what :func:`predicted_map` gives for a prediction that is sure and right.
-
-    Args:
-        target: train ids ``(B, H, W)``, any integer dtype.
-        void: ``(B, H, W)`` bool; there the map is 0.
-        num_classes: C.
-        kind: which map.
-
-    Returns:
-        ``(B, M, H, W)`` float32 in 0..1.
-    """
+    """What :func:`predicted_map` gives for a prediction that is sure and has these train ids ``(B, H, W)``."""
     ids = target.long().masked_fill(void, 0)
     if kind == "probabilities":
         chosen = F.one_hot(ids, num_classes).permute(0, 3, 1, 2).float()
@@ -86,15 +74,9 @@ def true_map(target: Tensor, void: Tensor, num_classes: int, kind: AuxiliaryMap)
 def discriminator_hinge(real: Tensor, fake: Tensor, weight: Tensor) -> Tensor:
     """What the discriminator minimises: ``mean max(0, 1 - D(real)) + mean max(0, 1 + D(fake))``.
 
-    See Lim and Ye, 2017, https://arxiv.org/abs/1705.02894, and Miyato et al., ICLR 2018.
-
-    Args:
-        real: scores of the truth, ``(B, 1, h, w)``.
-        fake: scores of the prediction, ``(B, 1, h, w)``.
-        weight: how much each patch counts, ``(B, 1, h, w)``, 0 where it is void.
-
-    Returns:
-        A float32 scalar, 0 where no patch counts.
+    See Lim and Ye, 2017, https://arxiv.org/abs/1705.02894, and Miyato et al., ICLR 2018. Real and fake are scores
+    ``(B, 1, h, w)``, and weight, of the same shape, says how much each patch counts; the loss is a float32 scalar, 0
+    where none does.
 
     >>> discriminator_hinge(torch.tensor([0.25]), torch.tensor([-3.0]), torch.ones(1)).item()
     0.75
@@ -116,15 +98,7 @@ def r1_penalty(discriminator: nn.Module, photo: Tensor, real_map: Tensor, weight
     """Half the squared gradient of the discriminator's score with respect to real data, a mean over the batch.
 
     See Mescheder et al., ICML 2018, https://arxiv.org/abs/1801.04406. In float32: it is a gradient of a gradient.
-
-    Args:
-        discriminator: photo and map -> scores ``(B, 1, h, w)``.
-        photo: ``(B, 3, H, W)`` float.
-        real_map: auxiliary map of the truth, ``(B, M, H, W)`` float.
-        weight: how much each patch counts, ``(B, 1, h, w)``.
-
-    Returns:
-        A float32 scalar.
+    Photo ``(B, 3, H, W)`` and map ``(B, M, H, W)`` are float; weight is that of each patch, ``(B, 1, h, w)``.
     """
     with torch.autocast(photo.device.type, enabled=False):
         data = [photo.detach().float().requires_grad_(), real_map.detach().float().requires_grad_()]

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from cityseg.errors import ConfigError
 from cityseg.labels import VOID, ByteArray
+from cityseg.scores import mean, number
 
 BoolArray = npt.NDArray[np.bool_]
 _KING = np.ones((3, 3), np.uint8)
@@ -59,7 +60,6 @@ class Boundaries:
     """
 
     def __init__(self, class_names: tuple[str, ...], share: float, *, ignore_index: int = VOID) -> None:
-        """Start with empty counts."""
         if not 0 < share < 1:
             raise ConfigError(f"boundary: found {share}, expected a share of the diagonal such as 0.005")
         self._names, self._share, self._ignore_index = class_names, share, ignore_index
@@ -68,12 +68,7 @@ class Boundaries:
         self._counts = np.zeros((7, len(class_names)), np.int64)
 
     def update(self, prediction: ByteArray, target: ByteArray) -> None:
-        """Count the pixels of one image.
-
-        Args:
-            prediction: ``(H, W)`` uint8 train ids.
-            target: ``(H, W)`` uint8 train ids.
-        """
+        """Count the pixels of one image; both are train ids, ``(H, W)`` uint8."""
         void = target == self._ignore_index
         distance = max(round(self._share * float(np.hypot(*target.shape))), 1)
         kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
@@ -98,9 +93,9 @@ class Boundaries:
         f1[predicted + true == 0] = np.nan
         return {
             "share_of_diagonal": self._share,
-            "miou": _mean(iou),
-            "mf1": _mean(f1),
-            "per_class": {name: {"iou": _number(iou[i]), "f1": _number(f1[i])} for i, name in enumerate(self._names)},
+            "miou": mean(iou),
+            "mf1": mean(f1),
+            "per_class": {name: {"iou": number(iou[i]), "f1": number(f1[i])} for i, name in enumerate(self._names)},
         }
 
 
@@ -115,12 +110,3 @@ def _outline(labels: ByteArray) -> BoolArray:
     """Pixels beside another class, ``(H, W)``; void and what lies outside the image are neutral."""
     highest = cv2.dilate(np.where(labels == VOID, np.uint8(0), labels), _KING)
     return np.asarray((highest > labels) | (cv2.erode(labels, _KING) < labels), np.bool_)
-
-
-def _mean(values: npt.NDArray[np.float64]) -> float | None:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else None
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

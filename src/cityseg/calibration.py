@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from cityseg.labels import VOID
+from cityseg.scores import number
 
 BINS = 15
 
@@ -41,19 +42,12 @@ class Calibration:
     """
 
     def __init__(self, *, ignore_index: int = VOID) -> None:
-        """Start with empty bins."""
         self._ignore_index = ignore_index
         # In float64 on the CPU: sums over a split are exact enough, and the same on every device.
         self._pixels, self._hits, self._confidence = (np.zeros(BINS) for _ in range(3))
 
     def update(self, logits: Tensor, prediction: Tensor, target: Tensor) -> None:
-        """Count the pixels of a batch.
-
-        Args:
-            logits: ``(B, C, H, W)`` float.
-            prediction: ``(B, H, W)`` train ids, the class of the highest logit.
-            target: ``(B, H, W)`` train ids.
-        """
+        """Count a batch: logits ``(B, C, H, W)``, the train ids ``(B, H, W)`` of the highest, and the true ones."""
         logits = logits.detach().float()
         valid = target != self._ignore_index
         confidence = (logits.amax(dim=1) - logits.logsumexp(dim=1)).exp()[valid].cpu().numpy()
@@ -67,18 +61,16 @@ class Calibration:
         """The expected calibration error and the table it is computed from."""
         total = self._pixels.sum()
         gaps = np.abs(self._confidence - self._hits).sum()
-        return {
-            "ece": float(gaps / total) if total else None,
-            "reliability": [
-                {
-                    "above": i / BINS,
-                    "to": (i + 1) / BINS,
-                    "pixels": int(pixels),
-                    "confidence": float(confidence / pixels) if pixels else None,
-                    "accuracy": float(hits / pixels) if pixels else None,
-                }
-                for i, (pixels, hits, confidence) in enumerate(
-                    zip(self._pixels, self._hits, self._confidence, strict=True)
-                )
-            ],
-        }
+        with np.errstate(invalid="ignore"):
+            confidence, accuracy = self._confidence / self._pixels, self._hits / self._pixels
+        table: list[Bin] = [
+            {
+                "above": i / BINS,
+                "to": (i + 1) / BINS,
+                "pixels": int(self._pixels[i]),
+                "confidence": number(confidence[i]),
+                "accuracy": number(accuracy[i]),
+            }
+            for i in range(BINS)
+        ]
+        return {"ece": float(gaps / total) if total else None, "reliability": table}

@@ -54,7 +54,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
             raise CheckpointError(f"{path}: the disk gives back something else than was written. Fix: another disk")
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove one. Which, a callback may know from the checkpoint that the run went on from.
+        """Remove one. Which, a callback may know from the checkpoint that was resumed.
 
         Raises:
             CheckpointError: if the name is none that a run gives.
@@ -106,20 +106,11 @@ def resumable_checkpoint(folder: Path) -> Path:
 
 
 class SelfContained(pl.Callback):
-    """Puts into every checkpoint what is needed to rebuild the network without the run folder.
-
-    Args:
-        config: the run's config, plain containers only, so that loading needs no code.
-        label_space: the classes.
-    """
+    """Puts the run's config (plain containers) and the classes into every checkpoint, so that it stands alone."""
 
     def __init__(self, config: Mapping[str, Any], label_space: LabelSpace) -> None:
-        self._content = {
-            "format": FORMAT,
-            "version": __version__,
-            "config": dict(config),
-            "label_space": label_space.to_dict(),
-        }
+        what = {"config": dict(config), "label_space": label_space.to_dict()}
+        self._content = {"format": FORMAT, "version": __version__, **what}
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -135,9 +126,6 @@ class Checkpoint:
     """What a checkpoint file holds, apart from the state of the optimizer and the loops.
 
     Attributes:
-        path: the file.
-        config: the run's config.
-        label_space: the classes.
         state_dict: weights of the task, on the CPU.
         epochs: finished when it was saved.
         version: of cityseg, when it was saved.
@@ -161,10 +149,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     check_checkpoints(path)
     if _has_seal(path) and not is_sealed(path):
-        raise CheckpointError(
-            f"ckpt={path}: damaged: its content is not what was written. Fix: use another checkpoint of the run, such "
-            f"as {LAST} beside best.ckpt"
-        )
+        raise CheckpointError(f"ckpt={path}: damaged: not what was written. Fix: another of the run, as {LAST} is")
     try:
         content = load_tensors(path)
     except CheckpointError as error:
@@ -174,43 +159,34 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"ckpt={path}: not written by cityseg: expected the key {KEY!r}, found {keys[:200]}")
     try:
         return _checkpoint(path, content[KEY], content)
+    except CheckpointError:
+        raise
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"ckpt={path}: not as cityseg writes it ({type(error).__name__}: {error}). Fix: use another checkpoint"
-        ) from error
+        what = f"not as cityseg writes it ({type(error).__name__}: {error})"
+        raise CheckpointError(f"ckpt={path}: {what}. Fix: use another checkpoint") from error
 
 
 def _checkpoint(path: Path, own: Mapping[str, Any], content: Mapping[str, Any]) -> Checkpoint:
     if own["format"] > FORMAT:
-        raise CheckpointError(
-            f"ckpt={path}: written by cityseg {own['version']}, newer than this {__version__}; update"
-        )
+        raise CheckpointError(f"ckpt={path}: of cityseg {own['version']}, newer than this {__version__}. Fix: update")
     _check_plain(own)
     weights = content["state_dict"]
     if not all(isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()):
         raise TypeError("state_dict: expected tensors by name")
-    states = content.get("callbacks", {}).values()
-    scores = {state["monitor"]: state["current_score"] for state in states if state.get("monitor")}
+    states = [state for state in content.get("callbacks", {}).values() if state.get("monitor")]
     return Checkpoint(
-        path,
-        dict(own["config"]),
-        LabelSpace.from_dict(own["label_space"]),
-        weights,
-        int(own["epochs"]),
-        str(own["version"]),
-        {str(name): float(score) for name, score in scores.items() if score is not None},
+        path=path,
+        config=dict(own["config"]),
+        label_space=LabelSpace.from_dict(own["label_space"]),
+        state_dict=weights,
+        epochs=int(own["epochs"]),
+        version=str(own["version"]),
+        scores={str(s["monitor"]): float(s["current_score"]) for s in states if s["current_score"] is not None},
     )
 
 
 def _check_plain(content: Any) -> None:
-    """See that there is nothing but plain values, and not a few that are met again and again.
-
-    Raises:
-        TypeError: naming another type.
-        ValueError: if there is no end to them.
-    """
+    """See that there is nothing but plain values, and not a few that are met again and again."""
     waiting, count = [(content, 0)], 0
     while waiting:
         (value, depth), count = waiting.pop(), count + 1
@@ -224,33 +200,26 @@ def _check_plain(content: Any) -> None:
             raise TypeError(f"config: found {type(value).__name__}, expected plain values")
 
 
-def load_weights(module: nn.Module, checkpoint: Checkpoint, leave_out: str | None = None) -> None:
-    """Load the weights of a checkpoint into a task built from the same config.
-
-    Args:
-        module: the task.
-        checkpoint: the weights.
-        leave_out: start of the names of weights that the task has no use for.
+def load_weights(module: nn.Module, checkpoint: Checkpoint, prefix: str = "", leave_out: str | None = None) -> None:
+    """Load the weights whose names have a prefix, and then not the start of those that the module has no use for.
 
     Raises:
         CheckpointError: naming the weights that are missing, unknown or of another shape.
     """
     have = module.state_dict()
-    given = {key: w for key, w in checkpoint.state_dict.items() if not (leave_out and key.startswith(leave_out))}
-    shapes = [
-        f"{key} (file {tuple(given[key].shape)}, network {tuple(have[key].shape)})"
-        for key in have
-        if key in given and have[key].shape != given[key].shape
-    ]
+    chosen = {key.removeprefix(prefix): w for key, w in checkpoint.state_dict.items() if key.startswith(prefix)}
+    given = {key: weight for key, weight in chosen.items() if not (leave_out and key.startswith(leave_out))}
     parts = {
         "missing": sorted(have.keys() - given.keys()),
         "unknown": sorted(given.keys() - have.keys()),
-        "other shape": shapes,
+        "other shape": [
+            f"{key} (file {tuple(given[key].shape)}, network {tuple(weight.shape)})"
+            for key, weight in have.items()
+            if key in given and weight.shape != given[key].shape
+        ],
     }
     if any(parts.values()):
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in parts.items() if keys)
-        raise CheckpointError(
-            f"ckpt={checkpoint.path}: its weights do not fit the network: {listed}. Fix: give the model it was trained "
-            f"with ({checkpoint.config.get('model', {})})"
-        )
+        fix = f"give the model it was trained with ({checkpoint.config.get('model', {})})"
+        raise CheckpointError(f"ckpt={checkpoint.path}: its weights do not fit the network: {listed}. Fix: {fix}")
     module.load_state_dict(given)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
@@ -33,16 +33,14 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
 
 def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
-    """Run a Hydra main function; what a user can mend ends with a message instead of a traceback.
+    """Run a function decorated with ``hydra.main``, and what follows the jobs of a sweep.
 
-    Args:
-        main: decorated with ``hydra.main``.
-        config_dir: where the configs are, to find the nearest key to a wrong one.
-        config_name: the primary config.
+    What a user can mend ends with a message instead of a traceback, which names the keys nearest to wrong ones.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
     # Hydra copies its store, with the configs of all plugins in it, for each group that --help lists; loading from it
     # gives copies as it is.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
@@ -50,13 +48,7 @@ def run(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     OmegaConf.register_new_resolver("run_name", lambda name, model, data: name or f"{model}-{data}", replace=True)
     # A sweep that was given a name has one folder, so that the same command goes on with it.
     OmegaConf.register_new_resolver("sweep_time", lambda name, now: "" if name else now, replace=True)
-    arguments = expand_generator(expand_resume(sys.argv[1:]))
-    for value in (argument.removeprefix("name=") for argument in arguments if argument.startswith("name=")):
-        name = Path(value.strip("'\""))
-        if name.is_absolute() or ".." in name.parts:
-            fail(f"name={value}: leads out of outputs. Fix: a plain name, or hydra.run.dir=FOLDER")
-    arguments = multirun_first([quote_path(argument) for argument in arguments])
-    sys.argv[1:] = one_writer(arguments, os.environ)
+    sys.argv[1:] = rewritten(sys.argv[1:])
     # Hydra then raises what went wrong instead of printing a shortened traceback of its own.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     failure = _attempt(main, config_dir, config_name)
@@ -85,7 +77,9 @@ def _attempt(main: Callable[[], Any], config_dir: Path, config_name: str) -> str
     except CitysegError as error:
         return str(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return _short_message(error) + nearest_key(sys.argv[1:], config_dir, config_name)
+        wrong = _wrong_keys(sys.argv[1:], config_dir, config_name)
+        told_by_key = wrong and str(error).startswith("Could not override")
+        return "\n".join(wrong if told_by_key else [_short_message(error), *wrong])
     except SystemExit:
         if (sweep := _sweep()) is not None:
             log.warning("to go on with the sweep: python train.py resume=%s", sweep.folder)
@@ -121,46 +115,59 @@ def _short_message(error: Exception) -> str:
     """What Hydra says, without its search path, and with the nearest choice where a group has no such one."""
     from hydra.errors import OverrideParseException
 
+    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
+        return f"{missing[1]}: not given. Fix: {missing[1]}=..., see --help"
     if "Could not load 'hydra/sweeper/optuna'" in str(error):
         return "hydra/sweeper=search: its plugin is not installed. Fix: pip install 'cityseg[optuna]'"
-    options = getattr(error, "options", None)
-    if options:
+    if options := getattr(error, "options", None):
         group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
         return f"{group}={choice}: no such choice, expected one of {', '.join(options)}.{did_you_mean(choice, options)}"
     lines = [line for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
     if (key := getattr(error, "full_key", None)) and key not in lines[0]:
         lines[0] = f"{key}: {lines[0]}"
-    noise = (
-        "full_key:",
-        "object_type=",
-        "Config search path",
-        "provider=",
-        "See https",
-        "To append to your config",
-    )
     if isinstance(error, OverrideParseException):
         lines.insert(0, str(error.override or ""))
         lines.append("Fix: KEY=VALUE, with 'quotes' around a value that has more in it than letters, digits and ._-/")
-    return "\n".join(dict.fromkeys(line for line in lines if line.strip() and not line.strip().startswith(noise)))
+    noise = r"\s*($|full_key:|object_type=|Config search path|provider=|See https|To append to your config)"
+    return "\n".join(dict.fromkeys(line for line in lines if not re.match(noise, line)))
+
+
+def rewritten(typed: Sequence[str]) -> list[str]:
+    """A command line as Hydra takes it, whose parser wants ``-m`` first.
+
+    ``generator=unet`` chooses the network of an adversarial model from the group of all networks. Every process but
+    the first, which torchrun and srun start, is kept from writing logs and configs, and has a passing run folder.
+
+    >>> rewritten(["model=gan", "-m", "generator=unet", "data.root=/data/a=b"])
+    ['-m', 'model=gan', 'model@model.generator=unet', "data.root='/data/a=b'"]
+    """
+    arguments = [re.sub("^generator=", "model@model.generator=", argument) for argument in expand_resume(typed)]
+    for argument in arguments:
+        name = Path(argument.removeprefix("name=").strip("'\""))
+        if argument.startswith("name=") and (name.is_absolute() or ".." in name.parts):
+            fail(f"{argument}: leads out of outputs. Fix: a plain name, or hydra.run.dir=FOLDER")
+    arguments = sorted(map(quote_path, arguments), key=lambda argument: argument not in ("-m", "--multirun"))
+    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")):
+        return arguments
+    if not any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        passing = tempfile.mkdtemp(prefix="cityseg-")
+        atexit.register(shutil.rmtree, passing, ignore_errors=True)
+        arguments.append(f"hydra.run.dir={quoted(passing)}")
+    return [*arguments, "hydra/job_logging=none", "hydra.output_subdir=null"]
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:
-    """Point Hydra at the folder of the run or the sweep that goes on.
-
-    A run keeps its original config files; a sweep is started again with what was typed then.
+    """Point Hydra at the folder of a run that goes on, or start a sweep again with what was typed then.
 
     >>> expand_resume(["resume=.", "trainer.max_epochs=9"])[:3]
     ['resume=.', 'trainer.max_epochs=9', "hydra.run.dir='.'"]
     """
-    arguments = list(arguments)
     folder = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("resume=")), "")
     if folder in ("", "null"):
-        return arguments
+        return list(arguments)
     if not Path(folder).is_dir():
-        fail(
-            f"resume={folder}: no such folder, expected that of a run (outputs/NAME/TIMESTAMP) or of a sweep "
-            "(outputs/NAME/multirun/TIMESTAMP)"
-        )
+        expected = "a run (outputs/NAME/TIMESTAMP) or of a sweep (outputs/NAME/multirun/TIMESTAMP)"
+        fail(f"resume={folder}: no such folder, expected that of {expected}")
     if (Path(folder) / "multirun.yaml").is_file():
         return _sweep_arguments(Path(folder), [a for a in arguments if not a.startswith("resume=")])
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -168,10 +175,7 @@ def expand_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def _sweep_arguments(folder: Path, typed: Sequence[str]) -> list[str]:
-    """What a sweep was started with, and what was typed now in place of the same keys.
-
-    What a folder says is data: what could run code, or write elsewhere, has to be typed again.
-    """
+    """What a sweep was started with, and what was typed now in place of the same keys, or could run code otherwise."""
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -183,10 +187,8 @@ def _sweep_arguments(folder: Path, typed: Sequence[str]) -> list[str]:
     anew = ("hydra.mode=", "hydra.sweep.dir=", "hydra.job.config.override_dirname.exclude_keys=")
     kept = [text for text in before if text.partition("=")[0] not in now and not text.startswith(anew)]
     if refused := [text for text in kept if not _is_harmless(text)]:
-        fail(
-            f"resume={folder}: its multirun.yaml has {' and '.join(map(ascii, refused))}, which is refused, since it "
-            "could run code or leave the folder. Fix: if it is your own, type it again beside resume="
-        )
+        what = f"{' and '.join(map(ascii, refused))}, which is refused, since it could run code or leave the folder"
+        fail(f"resume={folder}: its multirun.yaml has {what}. Fix: if it is your own, type it again beside resume=")
     return [*(() if {"-m", "--multirun"} & now else ("-m",)), *kept, *typed, f"hydra.sweep.dir={quoted(folder)}"]
 
 
@@ -202,15 +204,10 @@ def _is_harmless(override: str) -> bool:
     if re.search(r"_target_|\$\{|\.\.", override):
         return False
     if key.startswith("hydra"):
-        return re.fullmatch(r"hydra/(launcher|sweeper)|hydra\.(launcher|sweeper)\.[\w.]+", key) is not None and (
-            re.fullmatch(r"[\w.:-]+", value) is not None
-        )
+        return bool(re.fullmatch(r"hydra(/(launcher|sweeper)|\.(launcher|sweeper)\.[\w.]+)=[\w.:-]+", override))
     is_group = "." not in key or "@" in key
-    return (
-        re.fullmatch(r"[+~]{0,2}[a-zA-Z]\w*[\w.@/]*", key) is not None
-        and key.lstrip("+") not in ("resume", "trusted")
-        and not (is_group and "/" in value)
-    )
+    named = re.fullmatch(r"[+~]{0,2}[a-zA-Z]\w*[\w.@/]*", key) is not None
+    return named and key.lstrip("+") not in ("resume", "trusted") and not (is_group and "/" in value)
 
 
 def quoted(value: object) -> str:
@@ -234,50 +231,14 @@ def quote_path(argument: str) -> str:
     return f"{key}={quoted(value)}" if re.fullmatch(r"[^'\"()\[\]{},]*=[^'\"()\[\]{},]*", value) else argument
 
 
-def expand_generator(arguments: Sequence[str]) -> list[str]:
-    """Let ``generator=unet`` choose the network of an adversarial model from the group of all networks.
-
-    >>> expand_generator(["model=gan", "generator=unet"])
-    ['model=gan', 'model@model.generator=unet']
-    """
-    return [re.sub(r"^generator=", "model@model.generator=", argument) for argument in arguments]
-
-
-def one_writer(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Keep every process but the first from writing logs and configs; where no folder is named, it has a passing one.
-
-    torchrun and srun start each process by itself, and Hydra would make a run folder for each.
-
-    >>> one_writer(["hydra.run.dir=run"], {"RANK": "1"})
-    ['hydra.run.dir=run', 'hydra/job_logging=none', 'hydra.output_subdir=null']
-    """
-    if all(environment.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")):
-        return list(arguments)
-    quiet = [*arguments, "hydra/job_logging=none", "hydra.output_subdir=null"]
-    if any(argument.startswith("hydra.run.dir=") for argument in arguments):
-        return quiet
-    folder = tempfile.mkdtemp(prefix="cityseg-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return [*quiet, f"hydra.run.dir={quoted(folder)}"]
-
-
-def multirun_first(arguments: Sequence[str]) -> list[str]:
-    """Let ``-m`` stand anywhere: Hydra's parser takes overrides only in one stretch.
-
-    >>> multirun_first(["data=pairs", "-m", "fold=0,1"])
-    ['-m', 'data=pairs', 'fold=0,1']
-    """
-    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
-
-
 def _group_choices(overrides: Sequence[str], config_dir: Path) -> list[str]:
     """The overrides that choose from a group of ours."""
     groups = [path.name for path in config_dir.iterdir() if path.is_dir()]
     return [text for text in overrides if re.split("[=@]", text.lstrip("+~"))[0] in groups]
 
 
-def nearest_key(overrides: Sequence[str], config_dir: Path, config_name: str) -> str:
-    """Name the existing keys nearest to those that were typed and do not exist; empty if all exist."""
+def _wrong_keys(overrides: Sequence[str], config_dir: Path, config_name: str) -> list[str]:
+    """A line for each key that was typed and does not exist, with those nearest to it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -291,4 +252,9 @@ def nearest_key(overrides: Sequence[str], config_dir: Path, config_name: str) ->
             known = dotted_keys(compose(config_name))
     typed = [override.partition("=")[0] for override in overrides if "=" in override and override[0] not in "+~-"]
     wrong = [key for key in typed if key not in known and not key.startswith("hydra")]
-    return "".join(f"\n{key}:{hint}" for key in wrong if (hint := did_you_mean(key, known)))
+    lines = []
+    for key in wrong:
+        same = [name for name in known if name.endswith(f".{key.rpartition('.')[2]}")]  # in another group
+        hint = f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else did_you_mean(key, known)
+        lines.append(f"{key}: no such key.{hint}")
+    return lines

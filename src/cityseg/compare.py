@@ -22,34 +22,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parsed = parser.parse_args(arguments)
     typed = [text.removeprefix("output=") for text in parsed.runs if text.startswith("output=")]
-    chosen = [parsed.output] if parsed.output else typed[-1:]
-    output = Path(chosen[0]) if chosen else Path("outputs", "compare", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    named = parsed.output or (typed[-1] if typed else time.strftime("outputs/compare/%Y-%m-%d_%H-%M-%S"))
     try:
-        lines = write_comparison([Path(text) for text in parsed.runs if not text.startswith("output=")], output)
+        lines = write_comparison([Path(text) for text in parsed.runs if not text.startswith("output=")], Path(named))
     except CitysegError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join([*lines, f"report  {output / 'report.html'}"]))
+    print("\n".join([*lines, f"report  {Path(named) / 'report.html'}"]))
     return 0
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> list[str]:
-    """Compare runs with the first one, and write ``compare.json`` and ``report.html``.
-
-    Args:
-        folders: of the runs, two at least.
-        output: folder to write to.
-
-    Returns:
-        What the console shows.
+    """Compare runs with the first one, and write ``compare.json`` and ``report.html``; returns what to print.
 
     Raises:
         DataError: if a folder has no figures, or the runs cannot be compared.
     """
     from cityseg.files import write_json, write_text  # heavy: not needed to answer --help
-    from cityseg.reports.compare import compare_runs
-    from cityseg.reports.html.comparison import comparison_page
-    from cityseg.reports.html.text import points
+    from cityseg.reports.html.comparison import compare_runs, comparison_page
+    from cityseg.reports.html.page import points
     from cityseg.reports.run_files import read_run
     from cityseg.reports.summary import percent
 

@@ -11,18 +11,20 @@ import torch
 
 from cityseg import __version__
 
+# Without optional locks a run gets in nobody's way who is at work in the checkout.
+_DESCRIBE = ("git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+
 
 def environment(device: torch.device | None = None) -> dict[str, str | bool | None]:
-    """Facts to keep with the figures of a run; call it while the run happens.
+    """Facts to keep with the figures of a run on a device (by default the first GPU, if any), while it happens.
 
-    Args:
-        device: that the run computes on; None is the first GPU, or the processor where there is none.
-
-    Returns:
-        ``python``, ``torch``, ``pytorch_lightning``, ``cityseg``, ``platform`` and ``device``; ``git_commit`` and
-        ``git_dirty`` (a tracked file was changed), None where the working directory is no git checkout.
+    ``git_commit`` and ``git_dirty`` (a tracked file was changed) are None where there is no git checkout.
     """
-    commit, dirty = _checkout(Path.cwd())
+    try:
+        done = subprocess.run(_DESCRIBE, capture_output=True, text=True, timeout=10, check=True)
+        commit, _, mark = done.stdout.strip().partition("-")
+    except (OSError, subprocess.SubprocessError):
+        commit = None
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -31,7 +33,7 @@ def environment(device: torch.device | None = None) -> dict[str, str | bool | No
         "platform": platform.platform(),
         "device": _device_name(device or torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "git_commit": commit,
-        "git_dirty": dirty,
+        "git_dirty": None if commit is None else mark == "dirty",
     }
 
 
@@ -44,15 +46,3 @@ def _device_name(device: torch.device) -> str:
     lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"CPU, {models[0] if models else platform.processor() or platform.machine()}"
-
-
-def _checkout(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit of a git checkout, and whether it was changed since."""
-    # Without optional locks a run gets in nobody's way who is at work in the checkout.
-    command = ("git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None, None
-    commit, _, mark = done.stdout.strip().partition("-")
-    return commit, mark == "dirty"

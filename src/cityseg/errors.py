@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 SHOWN = 10  # offenders listed before the rest is only counted
@@ -24,18 +24,13 @@ class DataError(CitysegError):
 class FileProblem(DataError):
     """One file that is not what it should be; files with the same kind of problem are reported together.
 
-    Attributes:
-        path: the file.
-        kind: what is wrong, the same words for every file it is wrong with.
-        found: what was found in this file and what was expected.
-        fix: what the user can do.
+    A path alone is the whole message, as when a loader worker's error is raised anew. `found` also says what was
+    expected.
     """
 
     def __init__(self, path: object, kind: str = "", found: str = "", fix: str = "") -> None:
-        """See the class. A path alone is the whole message, as when a loader worker's error is raised anew."""
-        super().__init__(
-            ": ".join(printable(str(part)) for part in (path, kind, found) if part) + (f". Fix: {fix}" if fix else "")
-        )
+        parts = [printable(str(part)) for part in (path, kind, found) if part]
+        super().__init__(": ".join(parts) + (f". Fix: {fix}" if fix else ""))
         self.path, self.kind, self.found, self.fix = path, kind, found, fix
 
 
@@ -55,41 +50,27 @@ class CheckpointError(CitysegError):
     """A checkpoint that cannot be read, or does not fit what it is loaded into."""
 
 
-@dataclass
-class _Problem:
-    title: str
-    fix: str
-    offenders: list[str] = field(default_factory=list)
-    count: int = 0
-
-
 class Problems:
     """Collects problems of several kinds and raises them as one error, so that none hides another.
 
-    Each kind lists its first ten offenders and the count of all.
+    The first line of the message says what was checked, as ``"data.root=/data (data=gtfine)"``.
     """
 
     def __init__(self, where: str) -> None:
-        """Start an empty collection.
-
-        Args:
-            where: what was checked, for the first line of the message (``"data.root=/data (data=gtfine)"``).
-        """
         self._where = where
-        self._problems: dict[str, _Problem] = {}
+        self._counts: Counter[str] = Counter()
+        self._shown: defaultdict[str, list[str]] = defaultdict(list)
+        self._fixes: dict[str, str] = {}
 
     def add(self, title: str, offender: str = "", *, fix: str = "") -> None:
-        """Add one offender under a kind of problem.
+        """Add an offender (file or key, found and expected) under a title, the same text for every one of its kind.
 
-        Args:
-            title: the kind, the same text for every offender of this kind.
-            offender: the file or key, with what was found and what was expected.
-            fix: what the user can do; the first one given for a kind is shown.
+        The first ten of a kind are shown, and the first fix (what the user can do).
         """
-        problem = self._problems.setdefault(title, _Problem(title, fix))
-        problem.count += 1
-        if offender and len(problem.offenders) < SHOWN:
-            problem.offenders.append(printable(offender))
+        self._counts[title] += 1
+        self._fixes.setdefault(title, fix)
+        if offender and len(self._shown[title]) < SHOWN:
+            self._shown[title].append(printable(offender))
 
     def add_file(self, problem: FileProblem, root: Path) -> None:
         """Add what is wrong with one file, shown relative to the root."""
@@ -99,27 +80,25 @@ class Problems:
 
     def __bool__(self) -> bool:
         """True if anything was added."""
-        return bool(self._problems)
+        return bool(self._counts)
 
     def __str__(self) -> str:
         """The whole message: one block for each kind of problem."""
-        kinds = len(self._problems)
-        lines = [f"{kinds} problem{'s' if kinds > 1 else ''} with {self._where}:"]
-        for number, problem in enumerate(self._problems.values(), start=1):
-            count = f" ({problem.count})" if problem.count > 1 else ""
-            lines.append(f"  {number}. {problem.title}{count}")
-            lines += [f"       {offender}" for offender in problem.offenders]
-            if problem.count > len(problem.offenders) > 0:
-                lines.append(f"       ... and {problem.count - len(problem.offenders)} more")
-            if problem.fix:
-                lines.append(f"     Fix: {problem.fix}")
+        lines = [f"{len(self._counts)} problem{'s' if len(self._counts) > 1 else ''} with {self._where}:"]
+        for number, (title, count) in enumerate(self._counts.items(), start=1):
+            lines.append(f"  {number}. {title}" + (f" ({count})" if count > 1 else ""))
+            lines += [f"       {offender}" for offender in self._shown[title]]
+            if count > len(self._shown[title]) > 0:
+                lines.append(f"       ... and {count - len(self._shown[title])} more")
+            if self._fixes[title]:
+                lines.append(f"     Fix: {self._fixes[title]}")
         return "\n".join(lines)
 
     def raise_if_any(self, error: type[CitysegError]) -> None:
         """Raise everything collected.
 
         Raises:
-            CitysegError: of the given type, if anything was added.
+            CitysegError: of the given type.
         """
         if self:
             raise error(str(self))
@@ -134,16 +113,12 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
-    """Name the known words nearest to a wrong one.
-
-    Returns:
-        ``" Did you mean 'a' or 'b'?"``, or an empty string where nothing is near.
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Name the known words nearest to a wrong one, three at most; empty where none is near.
 
     >>> did_you_mean("unett", ["unet", "manet", "pspnet"])
     " Did you mean 'unet' or 'manet'?"
     """
     known = list(known)
-    near = [n for w in (word, word.lower()) for n in difflib.get_close_matches(w, known, n=count, cutoff=0.6)]
-    near = list(dict.fromkeys(near))[:count]
-    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    near = dict.fromkeys(n for w in (word, word.lower()) for n in difflib.get_close_matches(w, known))
+    return f" Did you mean {' or '.join(map(repr, list(near)[:3]))}?" if near else ""

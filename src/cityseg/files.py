@@ -29,8 +29,8 @@ def fresh_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which gets its name when all is written, and is removed if anything fails.
 
     Raises:
-        WriteError: if the system refuses to write, or a folder that this process has locked is no longer there, naming
-            the file and what to do.
+        WriteError: naming the file and what to do, if the system refuses to write, or a folder that this process has
+            locked is no longer there.
     """
     fresh = path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
     with refusals_named(path):
@@ -57,9 +57,8 @@ def refusals_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         fix = _FIXES.get(error.errno or 0, "another folder or disk")
-        raise WriteError(
-            f"{path}: not written ({error.strerror or error}); what was there is as it was. Fix: {fix}"
-        ) from error
+        what = f"not written ({error.strerror or error}); what was there is as it was"
+        raise WriteError(f"{path}: {what}. Fix: {fix}") from error
 
 
 @contextmanager
@@ -87,9 +86,8 @@ def locked(folder: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 file.seek(0)
                 holder = file.read().decode() or "another process"
-                raise CitysegError(
-                    f"{folder} is in use by {holder}. Fix: wait for it, stop it, or give another name="
-                ) from error
+                fix = "wait for it, stop it, or give another name="
+                raise CitysegError(f"{folder} is in use by {holder}. Fix: {fix}") from error
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}".encode())
             _held[lock] = os.fstat(file.fileno()).st_ino
@@ -98,11 +96,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that is on the disk, not only on its way there, when it gets its name.
-
-    Raises:
-        WriteError: as :func:`fresh_file`.
-    """
+    """Write a file that is on the disk, not only on its way there, when it gets its name; see :func:`fresh_file`."""
     with fresh_file(path) as fresh, fresh.open("wb") as file:
         file.write(content)
         file.flush()
@@ -110,20 +104,16 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8.
-
-    Raises:
-        WriteError: as :func:`fresh_file`.
-    """
+    """Write a text file in UTF-8; see :func:`fresh_file`."""
     with fresh_file(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that every parser reads: indented, and NaN refused.
+    """Write indented JSON.
 
     Raises:
-        WriteError: as :func:`fresh_file`.
         ValueError: if a number is not finite.
+        WriteError: as :func:`fresh_file`.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

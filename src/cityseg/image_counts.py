@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,30 +22,15 @@ FILE_NAME = "per_image.npz"
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Pixel counts of the images of one split.
+    """Pixel counts of the images of one split."""
 
-    Attributes:
-        images: one name for each image, unique: the photo's path relative to the data root.
-        class_names: one for each class.
-        counts: ``(N, 3, C)`` int64: pixels of each class that are hit, that are true, and that are predicted.
-    """
-
-    images: tuple[str, ...]
+    images: tuple[str, ...]  # unique: the photo's path relative to the data root
     class_names: tuple[str, ...]
-    counts: IntArray
+    counts: IntArray  # (N, 3, C), pixels of each class that are hit, that are true, and that are predicted
 
 
 def count_pixels(prediction: ByteArray, target: ByteArray, num_classes: int, *, ignore_index: int = VOID) -> IntArray:
-    """Count the pixels of each image of a batch.
-
-    Args:
-        prediction: ``(B, H, W)`` uint8 train ids.
-        target: ``(B, H, W)`` uint8 train ids.
-        num_classes: number of classes, ``C``.
-        ignore_index: the train id of void pixels in the target.
-
-    Returns:
-        ``(B, 3, C)`` int64: hit, true and predicted pixels of each class, void left out.
+    """Hit, true and predicted pixels of each class, ``(B, 3, C)``, of train ids ``(B, H, W)`` uint8, void left out.
 
     >>> count_pixels(np.array([[[0, 1, 1]]], np.uint8), np.array([[[0, 0, 255]]], np.uint8), 2).tolist()
     [[[1, 0], [2, 0], [1, 1]]]
@@ -60,19 +44,11 @@ def count_pixels(prediction: ByteArray, target: ByteArray, num_classes: int, *, 
     return counts
 
 
-def write_image_counts(path: Path, image_counts: ImageCounts) -> None:
-    """Write ``per_image.npz``.
-
-    Raises:
-        WriteError: if the folder cannot be written to.
-    """
-    arrays: dict[str, Any] = {
-        "images": np.array(image_counts.images, np.str_),
-        "class_names": np.array(image_counts.class_names, np.str_),
-        "counts": image_counts.counts,
-    }
+def write_image_counts(path: Path, found: ImageCounts) -> None:
+    """Write ``per_image.npz``."""
+    images, names = np.array(found.images, np.str_), np.array(found.class_names, np.str_)
     with fresh_file(path) as fresh:
-        np.savez_compressed(fresh, **arrays)
+        np.savez_compressed(fresh, images=images, class_names=names, counts=found.counts)
 
 
 def read_image_counts(path: Path) -> ImageCounts:
@@ -86,21 +62,17 @@ def read_image_counts(path: Path) -> ImageCounts:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = ImageCounts(tuple(file["images"].tolist()), tuple(file["class_names"].tolist()), file["counts"])
+        expected = (len(set(found.images)), 3, len(found.class_names))
+        if found.counts.shape != expected:
+            raise ValueError(f"found counts {found.counts.shape}, expected {expected}")
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}. Fix: score the fold again") from error
-    expected = (len(set(found.images)), 3, len(found.class_names))
-    if found.counts.shape != expected:
-        raise DataError(f"{path}: found counts {found.counts.shape}, expected {expected}. Fix: score the fold again")
     return found
 
 
 def merge(parts: Sequence[ImageCounts]) -> IntArray:
-    """Counts of the images of several folds, ``(N, 3, C)`` int64; an image in several of them is one sum.
-
-    Images stand in the order of their names, so that equal images of two models line up.
-    """
-    names = np.concatenate([part.images for part in parts])
-    unique, place = np.unique(names, return_inverse=True)
+    """Counts of the images of several folds, ``(N, 3, C)`` int64, by name; an image in several of them is one sum."""
+    unique, place = np.unique(np.concatenate([part.images for part in parts]), return_inverse=True)
     merged = np.zeros((len(unique), *parts[0].counts.shape[1:]), np.int64)
     np.add.at(merged, place, np.concatenate([part.counts for part in parts]))
     return merged

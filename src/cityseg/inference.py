@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, cast, get_args
@@ -20,20 +20,8 @@ WINDOW_BATCH = 4
 """Windows that go through a network at once: the memory of a pass does not grow with the photo."""
 
 
-class Ensemble(nn.Module):
-    """Several networks of the same classes; their probabilities are averaged.
-
-    Args:
-        members: networks, photos ``(B, 3, H, W)`` -> logits ``(B, C, H, W)``.
-    """
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, photos: Tensor) -> Tensor:
-        """Logs of the mean probabilities ``(B, C, H, W)`` float32 of photos ``(B, 3, H, W)``."""
-        return _log_mean((member(photos) for member in self.members), len(self.members))
+class Ensemble(nn.ModuleList):
+    """Several networks of the same classes, photos ``(B, 3, H, W)`` -> logits ``(B, C, H, W)``, taken together."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +41,7 @@ class Inference:
         flip: each scale is scored mirrored too.
         buffer: device of the scores, and of the one float32 buffer ``(B, C, H, W)`` that the logits of windows are
             summed in; None for the photos'.
+
     """
 
     window: Size | None = None
@@ -63,11 +52,7 @@ class Inference:
     buffer: torch.device | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ConfigError: if windows would leave gaps, or a setting has no meaning.
-        """
+        """Raise ConfigError if windows would leave gaps, or a setting has no meaning."""
         if self.blending not in get_args(Blending):
             raise ConfigError(f"blending: found {self.blending!r}, expected one of {', '.join(get_args(Blending))}")
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
@@ -75,41 +60,32 @@ class Inference:
         if self.window is None:
             if self.stride is not None:
                 raise ConfigError(f"stride: found {_shown(self.stride)} without a window. Fix: inference=sliding")
-            return
-        if min(self.window) < 1:
+        elif min(self.window) < 1:
             raise ConfigError(f"window: found {_shown(self.window)}, expected 1 pixel or more a side")
-        if any(not 1 <= step <= side for step, side in zip(self._stride, self.window, strict=True)):
+        elif any(not 1 <= step <= side for step, side in zip(self._steps(self.window), self.window, strict=True)):
             raise ConfigError(
-                f"stride: found {_shown(self._stride)} with windows of {_shown(self.window)}, expected 1 pixel or more "
-                "and at most the window: pixels between windows would have no score"
+                f"stride: found {_shown(self._steps(self.window))} with windows of {_shown(self.window)}, expected 1 "
+                "pixel or more and at most the window: pixels between windows would have no score"
             )
 
     def __call__(self, network: nn.Module, photos: Tensor, size: Size | None = None) -> Tensor:
         """Score every pixel for every class. Gradients are the caller's to switch off.
 
         Args:
-            network: photos ``(B, 3, H, W)`` -> logits ``(B, C, H, W)``, on the photos' device; or an
-                :class:`Ensemble` of such.
+            network: photos ``(B, 3, H, W)`` -> logits ``(B, C, H, W)``, on their device; or an :class:`Ensemble`.
             photos: ``(B, 3, H, W)`` RGB, uint8 or float, 0 to 255 in both.
-            size: height and width of the scores; None for the photos'. Logits are interpolated to it.
+            size: height and width that logits are interpolated to; None for the photos'.
 
         Returns:
-            ``(B, C, height, width)`` whose softmax are the probabilities: the network's logits or, where
-            probabilities are averaged, the logs of their means in float32.
-
-        Raises:
-            ValueError: if the network does not take photos or windows of this size.
+            ``(B, C, height, width)`` whose softmax are the probabilities: logits or, where probabilities are averaged,
+            the logs of their means in float32.
         """
         size = (photos.shape[-2], photos.shape[-1]) if size is None else size
-        members = list(network.members) if isinstance(network, Ensemble) else [network]
+        members = list(network) if isinstance(network, Ensemble) else [network]
         views = list(product(members, self.scales, (False, True) if self.flip else (False,)))
         if len(views) == 1:
             return self._view(*views[0], photos, size)
         return _log_mean((self._view(*view, photos, size) for view in views), len(views))
-
-    def probabilities(self, network: nn.Module, photos: Tensor, size: Size | None = None) -> Tensor:
-        """Probabilities ``(B, C, height, width)`` float32; arguments as in calling."""
-        return _softmax(self(network, photos, size))
 
     def network_sizes(self, height: int, width: int) -> list[Size]:
         """The sizes that a network is asked to score for a photo of this size, so that they can be checked before."""
@@ -120,33 +96,27 @@ class Inference:
         """What is done, in words: ``sliding window 512x512, stride 341, Gaussian; flip``; empty for whole photos."""
         parts = []
         if self.window is not None:
+            rows, columns = self._steps(self.window)
+            stride = str(rows) if rows == columns else _shown((rows, columns))
             blending = "Gaussian" if self.blending == "gaussian" else "flat"
-            parts.append(f"sliding window {_shown(self.window)}, stride {_shown(self._stride, short=True)}, {blending}")
+            parts.append(f"sliding window {_shown(self.window)}, stride {stride}, {blending}")
         if self.scales != (1.0,):
             parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
-        if self.flip:
-            parts.append("flip")
-        return "; ".join(parts)
+        return "; ".join([*parts, "flip"] if self.flip else parts)
 
-    @property
-    def _stride(self) -> Size:
-        if self.stride is not None:
-            return self.stride
-        assert self.window is not None
-        return max(self.window[0] * 2 // 3, 1), max(self.window[1] * 2 // 3, 1)
+    def _steps(self, window: Size) -> Size:
+        return self.stride or (max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1))
 
     def _view(self, network: nn.Module, scale: float, mirrored: bool, photos: Tensor, size: Size) -> Tensor:
         """Logits ``(B, C, *size)`` of photos that are scaled and mirrored on the way."""
         if scale != 1:
             wanted = _scaled(photos.shape[-2], scale), _scaled(photos.shape[-1], scale)
-            photos = functional.interpolate(
-                photos.float(), wanted, mode="bilinear", align_corners=False, antialias=scale < 1
-            )
+            photos = functional.interpolate(photos.float(), wanted, mode="bilinear", antialias=scale < 1)
         logits = self._plain(network, photos.flip(-1) if mirrored else photos)
         if mirrored:
             logits = logits.flip(-1)
         if logits.shape[-2:] != size:
-            logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+            logits = functional.interpolate(logits, size, mode="bilinear")
         return logits
 
     def _plain(self, network: nn.Module, photos: Tensor) -> Tensor:
@@ -154,13 +124,8 @@ class Inference:
         if self.window is None or _fit(self.window, (height, width)) == (height, width):
             return cast(Tensor, network(photos)).to(self.buffer)
         rows, columns = _fit(self.window, (height, width))
-        places = list(
-            product(
-                range(len(photos)),
-                _starts(height, rows, self._stride[0]),
-                _starts(width, columns, self._stride[1]),
-            )
-        )
+        down, across = self._steps(self.window)
+        places = list(product(range(len(photos)), _starts(height, rows, down), _starts(width, columns, across)))
         device = self.buffer or photos.device
         weight = _weight(rows, columns, self.blending).to(device)
         total, weights = torch.empty(0), torch.zeros(height, width, device=device)
@@ -202,24 +167,15 @@ def _weight(rows: int, columns: int, blending: Blending) -> Tensor:
     return torch.outer(y, x)
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """Probabilities in float32; the logits may be in half precision."""
-    return logits.float().softmax(dim=1)
-
-
 def _log_mean(views: Iterator[Tensor], count: int) -> Tensor:
     """Log of the mean of the probabilities of `count` logits ``(B, C, H, W)``, which are summed as they come."""
-    total = _softmax(next(views))
+    total = next(views).float().softmax(dim=1)
     for logits in views:
-        total += _softmax(logits)
+        total += logits.float().softmax(dim=1)
     # A probability that float32 rounds to 0 would make a loss of infinity.
     return total.div_(count).clamp_(min=torch.finfo(total.dtype).tiny).log_()
 
 
-def _shown(size: Size, *, short: bool = False) -> str:
-    """A size as people write it, width first; one number for a square if `short`.
-
-    >>> _shown((512, 1024)), _shown((341, 341), short=True)
-    ('1024x512', '341')
-    """
-    return str(size[0]) if short and size[0] == size[1] else f"{size[1]}x{size[0]}"
+def _shown(size: Size) -> str:
+    """A size as people write it, width first."""
+    return f"{size[1]}x{size[0]}"

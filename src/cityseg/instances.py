@@ -13,6 +13,7 @@ from PIL import Image
 
 from cityseg.errors import FileProblem
 from cityseg.labels import CITYSCAPES_LABELS, ByteArray, LabelSpace
+from cityseg.scores import mean
 
 IntArray = npt.NDArray[np.int64]
 
@@ -54,7 +55,6 @@ class Instances:
     """
 
     def __init__(self, space: LabelSpace) -> None:
-        """Start with empty sums."""
         self._space = space
         self._hits, self._category_hits, self._weights = (np.zeros(256) for _ in range(3))
         self.classes = {
@@ -65,12 +65,9 @@ class Instances:
         """Name -> label id of the classes that are scored; empty where the space is not one of Cityscapes classes."""
 
     def update(self, prediction: ByteArray, instance_ids: npt.NDArray[np.int32]) -> None:
-        """Count one image.
+        """Count one image: predicted train ids ``(H, W)`` uint8, and what its instanceIds file holds.
 
-        Args:
-            prediction: ``(H, W)`` uint8 train ids.
-            instance_ids: ``(H, W)`` content of an instanceIds file: label id times 1000 plus number; label ids alone
-                for groups and for classes without instances.
+        That is label id times 1000 plus number; label ids alone for groups and for classes without instances.
         """
         chosen = instance_ids > 1000
         ids, predicted = instance_ids[chosen], self._space.to_label_ids(prediction[chosen])
@@ -82,11 +79,7 @@ class Instances:
             sums += (weight * count).sum(axis=1)
 
     def scores(self, confusion: IntArray) -> InstanceScores:
-        """The scores of everything counted so far.
-
-        Args:
-            confusion: ``(C, C)`` int64 pixel counts of the same images, rows truth, columns prediction.
-        """
+        """The scores of all images so far, with their pixel counts ``(C, C)`` int64: rows truth, columns prediction."""
         ids = np.array(self._space.label_ids)
         scored = np.array([not _LABELS[i].ignored for i in ids])
         classes = {
@@ -99,12 +92,8 @@ class Instances:
             inside = np.isin(ids, members)
             hits, weights = self._category_hits[members].sum(), self._weights[members].sum()
             categories[name] = _iiou(hits, weights, confusion[scored & ~inside][:, inside])
-        return {
-            "iiou": classes,
-            "miiou": _mean(classes),
-            "category_iiou": categories,
-            "category_miiou": _mean(categories),
-        }
+        miiou, category_miiou = (mean(np.array([*x.values()], np.float64)) for x in (classes, categories))
+        return {"iiou": classes, "miiou": miiou, "category_iiou": categories, "category_miiou": category_miiou}
 
 
 def instance_file(label: Path) -> Path | None:
@@ -136,8 +125,3 @@ def read_instance_ids(path: Path) -> npt.NDArray[np.int32]:
 def _iiou(hits: float, weights: float, false: IntArray) -> float | None:
     whole = weights + float(false.sum())
     return float(hits / whole) if whole else None
-
-
-def _mean(scores: Mapping[str, float | None]) -> float | None:
-    present = [value for value in scores.values() if value is not None]
-    return float(np.mean(present)) if present else None

@@ -11,12 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 def dotted_keys(config: Any, prefix: str = "") -> list[str]:
     """Every key of a config, as it is typed."""
     keys: list[str] = []
-    if isinstance(config, DictConfig):
-        for key in map(str, config):
-            name = f"{prefix}{key}"
-            keys.append(name)
-            if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
-                keys += dotted_keys(config[key], f"{name}.")
+    plain: Any = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
+    for key, value in plain.items() if isinstance(plain, dict) else ():
+        keys += [f"{prefix}{key}", *dotted_keys(value, f"{prefix}{key}.")]
     return keys
 
 

@@ -6,9 +6,10 @@ Two numberings are never both called "label": a *label id* is what Cityscapes wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -74,6 +75,8 @@ CITYSCAPES_LABELS: tuple[Label, ...] = (
     Label("bicycle", 33, 18, "vehicle", 7, True, False, (119, 11, 32)),
     Label("license plate", -1, -1, "vehicle", 7, False, True, (0, 0, 142)),
 )
+_ROWS = [label for label in CITYSCAPES_LABELS if label.id >= 0]
+_SCORED = [label for label in _ROWS if not label.ignored]
 
 
 @dataclass(frozen=True)
@@ -101,31 +104,23 @@ class LabelSpace:
     ignore_index: int = VOID
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together.
-
-        Raises:
-            ConfigError: if names repeat or hold control characters, names, colours, ids and categories differ in
-                number, or a colour or id is not from 0 to 255.
-        """
-        names, where = self.class_names, f"label space {self.name!r}"
-        if not 1 <= len(names) <= VOID:
-            raise ConfigError(f"{where}: found {len(names)} classes, expected 1 to {VOID}")
-        if strange := [name for name in names if UNPRINTABLE.search(name)]:
-            raise ConfigError(f"{where}: class names with control characters: {', '.join(map(ascii, strange))}")
-        numbers = [*(value for color in self.colors for value in color), *self.label_ids]
-        if wrong := [number for number in numbers if not 0 <= number <= VOID]:
-            raise ConfigError(f"{where}: found {wrong[0]} as a colour or label id, expected 0 to {VOID}")
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"{where}: class names occur twice: {', '.join(repeated)}")
-        if repeated_colors := sorted({c for c in self.colors if self.colors.count(c) > 1}):
-            raise ConfigError(f"{where}: colours stand for two classes: {repeated_colors}")
-        for what, values in (
-            ("colours", self.colors),
-            ("label ids", self.label_ids),
-            ("categories", self.categories),
+        """Check that the parts fit together."""
+        names, colors = self.class_names, self.colors
+        lengths = [len(part) for part in (colors, self.label_ids or names, self.categories or names)]
+        strange = [name for name in names if UNPRINTABLE.search(name)]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        doubled = sorted({color for color in colors if colors.count(color) > 1})
+        beyond = [value for value in (*chain(*colors), *self.label_ids) if not 0 <= value <= VOID]
+        for wrong, found in (
+            (not 1 <= len(names) <= VOID, f"found {len(names)} classes, expected 1 to {VOID}"),
+            (strange, f"class names with control characters: {', '.join(map(ascii, strange))}"),
+            (beyond, f"found {beyond[:1]} as a colour or label id, expected 0 to {VOID}"),
+            (repeated, f"class names occur twice: {', '.join(repeated)}"),
+            (doubled, f"colours stand for two classes: {doubled}"),
+            (lengths != [len(names)] * 3, f"found {lengths} colours, label ids, categories for {len(names)} classes"),
         ):
-            if (values or what == "colours") and len(values) != len(names):
-                raise ConfigError(f"{where}: found {len(values)} {what} for {len(names)} class names")
+            if wrong:
+                raise ConfigError(f"label space {self.name!r}: {found}")
 
     @property
     def num_classes(self) -> int:
@@ -136,16 +131,15 @@ class LabelSpace:
     def palette(self) -> ByteArray:
         """Colour of every possible train id, ``(256, 3)`` uint8 RGB; void and unused ids are black."""
         table = np.zeros((256, 3), np.uint8)
-        table[: self.num_classes] = np.array(self.colors, np.uint8)
+        table[: self.num_classes] = self.colors
         return table
 
     @cached_property
     def encode_table(self) -> npt.NDArray[np.int16]:
         """Raw label id -> train id, ``(256,)`` int16; -1 where the raw value has no meaning."""
+        ids = {i: i for i in (*range(self.num_classes), VOID)} if self.ids is None else self.ids
         table = np.full(256, -1, np.int16)
-        pairs = self.ids if self.ids is not None else {i: i for i in (*range(self.num_classes), VOID)}
-        for raw, train_id in pairs.items():
-            table[raw] = train_id
+        table[list(ids)] = list(ids.values())
         return table
 
     @cached_property
@@ -165,16 +159,7 @@ class LabelSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain containers, for a checkpoint or JSON."""
-        return {
-            "name": self.name,
-            "class_names": list(self.class_names),
-            "colors": [list(color) for color in self.colors],
-            "aliases": [[list(color), train_id] for color, train_id in self.aliases],
-            "ids": None if self.ids is None else [[int(k), int(v)] for k, v in self.ids.items()],
-            "label_ids": list(self.label_ids),
-            "categories": list(self.categories),
-            "ignore_index": self.ignore_index,
-        }
+        return asdict(self) | {"ids": None if self.ids is None else list(self.ids.items())}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -182,7 +167,7 @@ class LabelSpace:
         return cls(
             name=str(data["name"]),
             class_names=tuple(map(str, data["class_names"])),
-            colors=tuple(_as_color(color) for color in data["colors"]),
+            colors=tuple(map(_as_color, data["colors"])),
             aliases=tuple((_as_color(color), int(train_id)) for color, train_id in data["aliases"]),
             ids=None if data["ids"] is None else {int(k): int(v) for k, v in data["ids"]},
             label_ids=tuple(map(int, data["label_ids"])),
@@ -196,114 +181,67 @@ def _as_color(values: Sequence[int]) -> Color:
     return int(r), int(g), int(b)
 
 
-def _aliases(train_id: Mapping[int, int], taken: Sequence[Color]) -> tuple[tuple[Color, int], ...]:
-    """Colours of the Cityscapes table that are not a class's own, each with the train id it stands for.
-
-    Some void labels share a class's colour (polegroup is painted as pole): the class keeps it.
-    """
-    colors = {label.color: train_id[label.id] for label in CITYSCAPES_LABELS if label.id >= 0}
-    return tuple((color, target) for color, target in colors.items() if color not in taken)
-
-
-def _cityscapes19() -> LabelSpace:
-    scored = [label for label in CITYSCAPES_LABELS if not label.ignored]
-    ids = {label.id: label.train_id for label in CITYSCAPES_LABELS if label.id >= 0}
-    colors = tuple(label.color for label in scored)
-    return LabelSpace(
-        name="cityscapes19",
-        class_names=tuple(label.name for label in scored),
-        colors=colors,
-        aliases=_aliases(ids, colors),
-        ids=ids,
-        label_ids=tuple(label.id for label in scored),
-        categories=tuple(label.category for label in scored),
-    )
+def _cityscapes(name: str, classes: Sequence[Label], ids: Mapping[int, int], **changed: Any) -> LabelSpace:
+    """A space of Cityscapes' own colours, of which those of no class stand for the train id of their label."""
+    parts: dict[str, Any] = {
+        "class_names": tuple(label.name for label in classes),
+        "colors": tuple(label.color for label in classes),
+        "label_ids": tuple(label.id for label in classes),
+        "categories": tuple(label.category for label in classes),
+    } | changed
+    others = {label.color: ids[label.id] for label in _ROWS if label.color not in parts["colors"]}
+    return LabelSpace(name, aliases=tuple(others.items()), ids=ids, **parts)
 
 
-def _cityscapes20() -> LabelSpace:
-    base = _cityscapes19()
-    void = base.num_classes
-    assert base.ids is not None
-    ids = {raw: void if train_id == VOID else train_id for raw, train_id in base.ids.items()}
-    colors = (*base.colors, (0, 0, 0))
-    return LabelSpace(
-        name="cityscapes20",
-        class_names=(*base.class_names, "void"),
-        colors=colors,
-        aliases=_aliases(ids, colors),
-        ids=ids,
-        label_ids=(*base.label_ids, 0),
-        categories=(*base.categories, "void"),
-    )
+def _cityscapes20(name: str) -> LabelSpace:
+    ids = {label.id: min(label.train_id, len(_SCORED)) for label in _ROWS}
+    return _cityscapes(name, [*_SCORED, _ROWS[0]._replace(name="void")], ids)
 
 
-def _cityscapes_categories() -> LabelSpace:
-    rows = [label for label in CITYSCAPES_LABELS if label.id >= 0]
-    names = list(dict.fromkeys(label.category for label in rows if label.category != "void"))
-    first = {name: next(label for label in rows if label.category == name and not label.ignored) for name in names}
+def _categories(name: str) -> LabelSpace:
+    first = {label.category: label for label in reversed(_SCORED)}
+    names = tuple(dict.fromkeys(label.category for label in _SCORED))
     # As in the official evaluation, labels that it ignores are void for the categories too.
-    ids = {label.id: VOID if label.ignored else names.index(label.category) for label in rows}
-    colors = tuple(first[name].color for name in names)
-    return LabelSpace(
-        name="cityscapes_categories",
-        class_names=tuple(names),
-        colors=colors,
-        aliases=_aliases(ids, colors),
-        ids=ids,
-        label_ids=tuple(first[name].id for name in names),
-    )
+    ids = {label.id: VOID if label.ignored else names.index(label.category) for label in _ROWS}
+    return _cityscapes(name, [first[category] for category in names], ids, class_names=names, categories=())
 
 
-def _cityscapes_ids() -> LabelSpace:
-    rows = [label for label in CITYSCAPES_LABELS if label.id >= 0]
-    taken: set[Color] = set()
-    colors = []
-    for label in rows:  # several labels share a colour: the later ones get the nearest free shade
-        r, g, b = label.color
-        while (r, g, b) in taken:
+def _all_ids(name: str) -> LabelSpace:
+    colors: dict[Color, None] = {}
+    for r, g, b in (label.color for label in _ROWS):  # several labels share one: the later get the nearest free shade
+        while (r, g, b) in colors:
             b = b + 8 if b < 248 else b - 101
-        taken.add((r, g, b))
-        colors.append((r, g, b))
-    return LabelSpace(
-        name="cityscapes_ids",
-        class_names=tuple(label.name for label in rows),
-        colors=tuple(colors),
-        ids={label.id: label.id for label in rows},
-        label_ids=tuple(label.id for label in rows),
-        categories=tuple(label.category for label in rows),
-    )
+        colors[r, g, b] = None
+    return _cityscapes(name, _ROWS, {label.id: label.id for label in _ROWS}, colors=tuple(colors))
 
 
-_NAMED = {
-    "cityscapes19": _cityscapes19,
+_NAMED: dict[str, Callable[[str], LabelSpace]] = {
+    "cityscapes19": lambda name: _cityscapes(name, _SCORED, {label.id: label.train_id for label in _ROWS}),
     "cityscapes20": _cityscapes20,
-    "cityscapes_categories": _cityscapes_categories,
-    "cityscapes_ids": _cityscapes_ids,
+    "cityscapes_categories": _categories,
+    "cityscapes_ids": _all_ids,
 }
 
 
 def label_space(name: str) -> LabelSpace:
     """A built-in label space by name.
 
-    Args:
-        name: ``cityscapes19`` (void is 255), ``cityscapes20`` (void is class 19), ``cityscapes_categories`` (7) or
-            ``cityscapes_ids`` (all 34 label ids).
+    ``cityscapes19`` (void is 255), ``cityscapes20`` (void is class 19), ``cityscapes_categories`` (7) or
+    ``cityscapes_ids`` (all 34 label ids).
 
     Raises:
-        ConfigError: if there is no space of that name.
+        ConfigError: if there is none.
     """
     if name not in _NAMED:
         raise ConfigError(f"no label space {name!r}: expected one of {', '.join(_NAMED)}.{did_you_mean(name, _NAMED)}")
-    return _NAMED[name]()
+    return _NAMED[name](name)
 
 
 def custom_label_space(classes: Mapping[str, Sequence[int]], name: str = "custom") -> LabelSpace:
-    """A label space of the user's own: class name -> RGB colour, train ids in the order given.
-
-    A class called ``void`` is not a class: its colour means void.
+    """A label space of the user's own, with train ids in the order given.
 
     Args:
-        classes: name -> ``[R, G, B]``, each 0 to 255.
+        classes: name -> ``[R, G, B]``, each 0 to 255; ``void`` is not a class: its colour means void.
         name: how results name this space.
 
     Raises:
@@ -314,10 +252,5 @@ def custom_label_space(classes: Mapping[str, Sequence[int]], name: str = "custom
         if len(color) != 3 or any(not 0 <= int(value) <= 255 for value in color):
             raise ConfigError(f"class {class_name!r}: found colour {list(color)}, expected [R, G, B], each 0 to 255")
         colors[str(class_name)] = _as_color(color)
-    void = colors.pop("void", None)
-    return LabelSpace(
-        name=name,
-        class_names=tuple(colors),
-        colors=tuple(colors.values()),
-        aliases=((void, VOID),) if void is not None else (),
-    )
+    aliases = ((colors.pop("void"), VOID),) if "void" in colors else ()
+    return LabelSpace(name, tuple(colors), tuple(colors.values()), aliases)

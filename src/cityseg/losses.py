@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,43 +27,32 @@ class SegmentationLoss(nn.Module, ABC):
 
     The weights are a buffer, ones where none are given, so that they are saved with a checkpoint and restored
     from it. On a batch with only void pixels the loss is exactly 0, and so are its gradients.
+
+    Args:
+        num_classes: number of channels of the logits, ``C``.
+        ignore_index: the train id of void pixels.
+        class_weights: ``(C,)``, 0 or more; ``None`` for ones.
+
+    Raises:
+        ConfigError: if the weights are not ``num_classes`` finite numbers of 0 or more, or another option is out of
+            its range.
     """
 
     class_weights: Tensor
 
     def __init__(self, *, num_classes: int, ignore_index: int = VOID, class_weights: Tensor | None = None) -> None:
-        """Check and keep the class weights.
-
-        Args:
-            num_classes: number of channels of the logits, ``C``.
-            ignore_index: the train id of void pixels.
-            class_weights: ``(C,)``, 0 or more; ``None`` for ones.
-
-        Raises:
-            ConfigError: if the weights are not ``num_classes`` finite numbers of 0 or more.
-        """
         super().__init__()
         weights = torch.ones(num_classes) if class_weights is None else class_weights.detach().float().clone()
-        if weights.shape != (num_classes,):
-            raise ConfigError(
-                f"class_weights: found shape {tuple(weights.shape)}, expected one number for each of "
-                f"{num_classes} classes"
-            )
-        if not bool((weights.isfinite() & (weights >= 0)).all()):
-            raise ConfigError(f"class_weights: found {weights.tolist()}, expected finite numbers of 0 or more")
+        if weights.shape != (num_classes,) or not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise ConfigError(f"class_weights: found {weights.tolist()}, expected {num_classes} finite numbers from 0")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.register_buffer("class_weights", weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch, in float32 also under autocast: half precision overflows in sums over pixels.
+        """The loss of logits ``(B, C, H, W)``, any floating dtype, and train ids ``(B, H, W)``, any integer dtype.
 
-        Args:
-            logits: ``(B, C, H, W)``, any floating dtype.
-            target: train ids ``(B, H, W)``, any integer dtype.
-
-        Returns:
-            A float32 scalar.
+        It is float32 also under autocast: half precision overflows in sums over pixels.
 
         Raises:
             ValueError: if the shapes do not fit together.
@@ -88,13 +78,11 @@ class SegmentationLoss(nn.Module, ABC):
         # all of (B, C, H, W).
         chunk = CHUNK if logits.device.type == "cpu" else max(target.numel(), 1)
         pixels = torch.split(logits.movedim(1, -1).reshape(-1, self.num_classes), chunk)
+        options: dict[str, Any] = {"ignore_index": self.ignore_index, "label_smoothing": label_smoothing}
         losses = [
-            F.cross_entropy(
-                some.float(), ids, weight, ignore_index=self.ignore_index, reduction="none",
-                label_smoothing=label_smoothing,
-            )
+            F.cross_entropy(some.float(), ids, weight, reduction="none", **options)
             for some, ids in zip(pixels, torch.split(target.flatten(), chunk), strict=True)
-        ]  # fmt: skip
+        ]
         return torch.cat(losses).view(target.shape)
 
     def pixel_weights(self, target: Tensor) -> Tensor:
@@ -103,34 +91,16 @@ class SegmentationLoss(nn.Module, ABC):
         return self.class_weights[target.where(valid, 0)] * valid
 
 
-def _ratio(total: Tensor, weight: Tensor) -> Tensor:
-    """``total / weight``, both scalars, and 0 with zero gradients where no weight is left."""
-    return torch.where(weight > 0, total, total * 0) / torch.where(weight > 0, weight, 1)
-
-
 class CrossEntropyLoss(SegmentationLoss):
-    """Cross-entropy: torch's weighted mean over pixels, but 0 instead of NaN on void alone."""
+    """Cross-entropy: torch's weighted mean over pixels, but 0 instead of NaN on void alone.
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        ignore_index: int = VOID,
-        class_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        """Set the options; see :class:`SegmentationLoss` for the shared ones.
+    Args:
+        label_smoothing: probability that is spread evenly over all classes, 0 to 1.
+        shared: of :class:`SegmentationLoss`.
+    """
 
-        Args:
-            num_classes: number of classes.
-            ignore_index: the train id of void pixels.
-            class_weights: ``(C,)`` or ``None``.
-            label_smoothing: probability that is spread evenly over all classes, 0 to 1.
-
-        Raises:
-            ConfigError: if ``label_smoothing`` is not in 0 to 1.
-        """
-        super().__init__(num_classes=num_classes, ignore_index=ignore_index, class_weights=class_weights)
+    def __init__(self, *, label_smoothing: float = 0.0, **shared: Any) -> None:
+        super().__init__(**shared)
         self.label_smoothing = _in_range("label_smoothing", label_smoothing, 0, 1)
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -144,29 +114,15 @@ class FocalLoss(SegmentationLoss):
 
     The class weights are the paper's alpha; the mean is weighted by them as in :class:`CrossEntropyLoss`,
     which this loss equals at ``gamma=0``. See https://arxiv.org/abs/1708.02002.
+
+    Args:
+        gamma: how strongly well-classified pixels are damped, 0 or more.
+        shared: of :class:`SegmentationLoss`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        ignore_index: int = VOID,
-        class_weights: Tensor | None = None,
-        gamma: float = 2.0,
-    ) -> None:
-        """Set the options; see :class:`SegmentationLoss` for the shared ones.
-
-        Args:
-            num_classes: number of classes.
-            ignore_index: the train id of void pixels.
-            class_weights: ``(C,)`` or ``None``.
-            gamma: how strongly well-classified pixels are damped, 0 or more.
-
-        Raises:
-            ConfigError: if ``gamma`` is negative.
-        """
-        super().__init__(num_classes=num_classes, ignore_index=ignore_index, class_weights=class_weights)
-        self.gamma = _in_range("gamma", gamma, 0, math.inf)
+    def __init__(self, *, gamma: float = 2.0, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.gamma = _in_range("gamma", gamma)
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`SegmentationLoss.compute`."""
@@ -183,32 +139,17 @@ class DiceLoss(SegmentationLoss):
     The sums run over the valid pixels of the whole batch, and the mean (weighted by the class weights) over
     the classes that occur in its truth. After Milletari et al., V-Net, 3DV 2016,
     https://arxiv.org/abs/1606.04797, with plain sums in the denominator.
+
+    Args:
+        smooth: pixels added to numerator and denominator, 0 or more.
+        eps: lower bound of the denominator in pixels, above 0.
+        shared: of :class:`SegmentationLoss`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        ignore_index: int = VOID,
-        class_weights: Tensor | None = None,
-        smooth: float = 0.0,
-        eps: float = 1e-7,
-    ) -> None:
-        """Set the options; see :class:`SegmentationLoss` for the shared ones.
-
-        Args:
-            num_classes: number of classes.
-            ignore_index: the train id of void pixels.
-            class_weights: ``(C,)`` or ``None``.
-            smooth: pixels added to numerator and denominator.
-            eps: lower bound of the denominator, pixels.
-
-        Raises:
-            ConfigError: if ``smooth`` is negative or ``eps`` is not above 0.
-        """
-        super().__init__(num_classes=num_classes, ignore_index=ignore_index, class_weights=class_weights)
-        self.smooth = _in_range("smooth", smooth, 0, math.inf)
-        self.eps = _in_range("eps", eps, torch.finfo(torch.float32).tiny, math.inf)
+    def __init__(self, *, smooth: float = 0.0, eps: float = 1e-7, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.smooth = _in_range("smooth", smooth)
+        self.eps = _in_range("eps", eps, torch.finfo(torch.float32).tiny)
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """See :meth:`SegmentationLoss.compute`."""
@@ -252,12 +193,7 @@ class LovaszLoss(SegmentationLoss):
 
 
 def _lovasz_extension(probability: Tensor, truth: Tensor) -> Tensor:
-    """The Lovász extension of the Jaccard loss of one class that occurs.
-
-    Args:
-        probability: of the class at each pixel, ``(P,)`` float32.
-        truth: where the class is, ``(P,)`` bool.
-    """
+    """The Lovász extension of one class's Jaccard loss; its probability and truth at each pixel, both ``(P,)``."""
     errors, order = (truth.float() - probability).abs().sort(descending=True)
     foreground = truth[order]
     pixels = truth.sum()
@@ -277,30 +213,15 @@ class OhemCrossEntropyLoss(SegmentationLoss):
     weighted as in :class:`CrossEntropyLoss`. After Shrivastava et al., CVPR 2016,
     https://arxiv.org/abs/1604.03540, as used for segmentation by Wu et al., 2016,
     https://arxiv.org/abs/1605.06885.
+
+    Args:
+        threshold: pixels whose true class has a lower probability are kept, 0 to 1.
+        min_kept: least share of the valid pixels of a batch to keep, 0 to 1.
+        shared: of :class:`SegmentationLoss`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        ignore_index: int = VOID,
-        class_weights: Tensor | None = None,
-        threshold: float = 0.7,
-        min_kept: float = 0.1,
-    ) -> None:
-        """Set the options; see :class:`SegmentationLoss` for the shared ones.
-
-        Args:
-            num_classes: number of classes.
-            ignore_index: the train id of void pixels.
-            class_weights: ``(C,)`` or ``None``.
-            threshold: pixels whose true class has a lower probability are kept, 0 to 1.
-            min_kept: least share of the valid pixels of a batch to keep, 0 to 1.
-
-        Raises:
-            ConfigError: if an option is not in 0 to 1.
-        """
-        super().__init__(num_classes=num_classes, ignore_index=ignore_index, class_weights=class_weights)
+    def __init__(self, *, threshold: float = 0.7, min_kept: float = 0.1, **shared: Any) -> None:
+        super().__init__(**shared)
         self.threshold = _in_range("threshold", threshold, 0, 1)
         self.min_kept = _in_range("min_kept", min_kept, 0, 1)
 
@@ -320,58 +241,38 @@ class OhemCrossEntropyLoss(SegmentationLoss):
 
 
 class WeightedSum(nn.Module):
-    """A sum of losses, each times its weight."""
+    """A sum of losses, each times its weight.
+
+    Args:
+        terms: name -> what builds a loss from the shared options (a ``functools.partial`` of a loss).
+        weights: name -> factor of that term; the same names.
+        shared: of :class:`SegmentationLoss`, for every term.
+
+    Raises:
+        ConfigError: if the names differ, there are none, or a weight is negative or not finite.
+    """
 
     def __init__(
-        self,
-        terms: Mapping[str, Callable[..., nn.Module]],
-        weights: Mapping[str, float],
-        *,
-        num_classes: int,
-        ignore_index: int = VOID,
-        class_weights: Tensor | None = None,
+        self, terms: Mapping[str, Callable[..., nn.Module]], weights: Mapping[str, float], **shared: Any
     ) -> None:
-        """Build the terms.
-
-        Args:
-            terms: name -> what builds a loss from the keywords below (a ``functools.partial`` of a loss).
-            weights: name -> factor of that term; the same names.
-            num_classes: number of classes, for every term.
-            ignore_index: the train id of void pixels, for every term.
-            class_weights: ``(C,)`` or ``None``, for every term.
-
-        Raises:
-            ConfigError: if the names differ, there are none, or a weight is negative or not finite.
-        """
         super().__init__()
         if not terms or set(terms) != set(weights):
-            raise ConfigError(
-                f"loss: found terms {sorted(terms)} and weights {sorted(weights)}, expected the same names, "
-                "one at least"
-            )
-        self.weights = {name: _in_range(f"weights.{name}", weights[name], 0, math.inf) for name in terms}
-        self.terms = nn.ModuleDict(
-            {
-                name: build(num_classes=num_classes, ignore_index=ignore_index, class_weights=class_weights)
-                for name, build in terms.items()
-            }
-        )
-
-    def forward_terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Each term times its weight, by name: float32 scalars whose sum is the loss.
-
-        Args:
-            logits: ``(B, C, H, W)``, any floating dtype.
-            target: train ids ``(B, H, W)``, any integer dtype.
-        """
-        return {name: self.weights[name] * term(logits, target) for name, term in self.terms.items()}
+            names = f"terms {sorted(terms)} and weights {sorted(weights)}"
+            raise ConfigError(f"loss: found {names}, expected the same names, one at least")
+        self.weights = {name: _in_range(f"weights.{name}", weights[name]) for name in terms}
+        self.terms = nn.ModuleDict({name: build(**shared) for name, build in terms.items()})
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The sum of :meth:`forward_terms`, a float32 scalar."""
-        return torch.stack(list(self.forward_terms(logits, target).values())).sum()
+        """The sum, a float32 scalar; arguments as of :meth:`SegmentationLoss.forward`."""
+        return torch.stack([self.weights[name] * term(logits, target) for name, term in self.terms.items()]).sum()
 
 
-def _in_range(name: str, value: float, low: float, high: float) -> float:
+def _ratio(total: Tensor, weight: Tensor) -> Tensor:
+    """``total / weight``, both scalars, and 0 with zero gradients where no weight is left."""
+    return torch.where(weight > 0, total, total * 0) / torch.where(weight > 0, weight, 1)
+
+
+def _in_range(name: str, value: float, low: float = 0, high: float = math.inf) -> float:
     if not (low <= value <= high and math.isfinite(value)):
         raise ConfigError(f"loss option {name}: found {value}, expected a number from {low:g} to {high:g}")
     return float(value)

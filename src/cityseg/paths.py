@@ -1,4 +1,4 @@
-"""Whether the paths that a user gives are there; light, so that a wrong one is told before torch is imported."""
+"""Paths that a user gives and reads; light, so that a wrong one is told before torch is imported."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from pathlib import Path
 from cityseg.errors import CheckpointError, DataError
 
 
+def shown(path: Path) -> Path:
+    """A path as short as a shell in this folder takes it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def check_data_root(root: str | None) -> None:
-    """See that ``data.root`` is a folder, a URL (of packed data, read later), or null for the built-in scenes.
+    """Refuse a ``data.root`` that is no folder, no URL (of packed data, read later), and not null for the scenes.
 
     Raises:
-        DataError: if it is not.
+        DataError: naming it.
     """
     path = Path(str(root)).expanduser()
     if root is not None and "://" not in str(root) and not path.is_dir():
-        what = "is a file" if path.exists() else "no such folder"
         raise DataError(
-            f"data.root={root}: {what}, expected the folder of a data set. Fix: correct the path, or leave data.root "
-            "out for the built-in scenes"
+            f"data.root={root}: {'is a file' if path.exists() else 'no such folder'}, expected the folder of a data "
+            "set. Fix: correct the path, or leave data.root out for the built-in scenes"
         )
 
 
 def check_checkpoints(paths: object) -> None:
-    """See that the key `ckpt` names files, one or several.
+    """Refuse a key `ckpt` that does not name files, one or several, and say what is beside the first missing one.
 
     Raises:
-        CheckpointError: naming the first that is not there, and what is beside it.
+        CheckpointError: naming the file.
     """
     several = paths if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
     for path in [Path(str(path)).expanduser() for path in several]:

@@ -55,39 +55,28 @@ def scores_from_confusion(confusion: CountArray, label_space: LabelSpace) -> Sco
         label_space: the classes, in the order of the matrix.
 
     Returns:
-        ``miou``; ``mpa``, the mean class accuracy over the classes with true pixels; ``pixel_accuracy``;
-        ``fwiou``, the IoU weighted by each class's share of the true pixels; ``dice``, the mean over the
-        classes that occur; ``category_iou`` and their mean ``category_miou``; ``per_class``;
-        ``confusion_matrix``.
+        ``mpa`` is the mean class accuracy over the classes with true pixels, ``fwiou`` the IoU weighted by each
+        class's share of the true pixels, ``dice`` the mean over the classes that occur.
 
     Raises:
         ConfigError: if the matrix is not one row and one column for each class.
     """
     classes = label_space.num_classes
     if confusion.shape != (classes, classes):
-        raise ConfigError(
-            f"found a confusion matrix {confusion.shape}, expected {(classes, classes)} for label space "
-            f"{label_space.name!r}"
-        )
+        expected = f"{(classes, classes)} for label space {label_space.name!r}"
+        raise ConfigError(f"found a confusion matrix {confusion.shape}, expected {expected}")
     hits, truth, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    iou = _iou(confusion)
-    accuracy = _divide(hits, truth)
-    dice = _divide(2 * hits, truth + predicted)
+    iou, accuracy, dice = _iou(confusion), _divide(hits, truth), _divide(2 * hits, truth + predicted)
     total = truth.sum()
     scores: Scores = {
-        "miou": _mean(iou),
-        "mpa": _mean(accuracy),
+        "miou": mean(iou),
+        "mpa": mean(accuracy),
         "pixel_accuracy": float(hits.sum() / total) if total else None,
         "fwiou": float((truth[truth > 0] * iou[truth > 0]).sum() / total) if total else None,
-        "dice": _mean(dice),
+        "dice": mean(dice),
         "per_class": {
-            name: {
-                "iou": _number(iou[i]),
-                "accuracy": _number(accuracy[i]),
-                "dice": _number(dice[i]),
-                "pixels": int(truth[i]),
-            }
-            for i, name in enumerate(label_space.class_names)
+            name: {"iou": number(i), "accuracy": number(a), "dice": number(d), "pixels": int(pixels)}
+            for name, i, a, d, pixels in zip(label_space.class_names, iou, accuracy, dice, truth, strict=True)
         },
         "confusion_matrix": confusion.tolist(),
     }
@@ -95,8 +84,8 @@ def scores_from_confusion(confusion: CountArray, label_space: LabelSpace) -> Sco
         names = list(dict.fromkeys(label_space.categories))
         member = np.array([[category == name for name in names] for category in label_space.categories], np.int64)
         category_iou = _iou(member.T @ confusion @ member)
-        scores["category_iou"] = {name: _number(value) for name, value in zip(names, category_iou, strict=True)}
-        scores["category_miou"] = _mean(category_iou)
+        scores["category_iou"] = {name: number(value) for name, value in zip(names, category_iou, strict=True)}
+        scores["category_miou"] = mean(category_iou)
     return scores
 
 
@@ -112,10 +101,12 @@ def _divide(part: CountArray, whole: CountArray) -> FloatArray:
     return quotient
 
 
-def _mean(values: FloatArray) -> float | None:
+def mean(values: FloatArray) -> float | None:
+    """The mean over the classes that have a score; None if none has."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else None
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """A score for JSON: None in place of NaN."""
     return None if np.isnan(value) else float(value)

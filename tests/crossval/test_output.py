@@ -8,9 +8,8 @@ from matplotlib.collections import PathCollection
 from PIL import Image
 
 from cityseg.crossval import __main__ as command
-from cityseg.crossval.markdown import closing_lines, to_markdown
-from cityseg.crossval.output import write_summary
-from cityseg.reports.fold_plots import folds_figure, plot_fold_curves
+from cityseg.crossval.output import closing_lines, to_markdown, write_summary
+from cityseg.reports.plots import folds_figure, plot_fold_curves
 
 from .sweeps import pictures, write_overrides, write_run
 

@@ -10,7 +10,8 @@ from scipy import stats
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, recall_score
 
 from cityseg.crossval.folds import read_sweep
-from cityseg.crossval.summary import exit_code, summarize
+from cityseg.crossval.output import close_sweep
+from cityseg.crossval.summary import summarize
 from cityseg.image_counts import read_image_counts, write_image_counts
 
 from .sweeps import CLASSES, Pictures, pictures, write_overrides, write_run
@@ -118,7 +119,7 @@ def test_exit_code_tells_of_a_failed_fold_but_not_of_one_never_started(tmp_path,
     write_run(tmp_path, ["fold=0"], pictures(0), config={"cv": {"folds": 3}})
     if broken:
         write_overrides(tmp_path / broken, [broken])
-    assert exit_code(summarize(read_sweep(tmp_path), resamples=5)) == code
+    assert close_sweep(tmp_path) == code
 
 
 def test_a_sweep_without_a_finished_fold_has_a_summary_too(tmp_path):
@@ -143,15 +144,6 @@ def test_paired_test_is_nadeau_and_bengios_on_the_differences_per_fold(tmp_path)
     assert pair["test"]["t"] == pytest.approx(t, rel=1e-9)
     assert pair["test"]["p"] == pytest.approx(2 * (1 - stats.t.cdf(abs(t), 4)), rel=1e-9)
     assert pair["p_holm"] is None
-
-
-@pytest.mark.parametrize(("config", "ratio"), [(None, 1 / 4), ({"cv": {"folds": 3, "repeats": 2}}, 1 / 2)])
-def test_without_a_count_of_training_images_folds_are_taken_for_equal(tmp_path, config, ratio):
-    for model, error in (("a", 0.2), ("b", 0.3)):
-        write_model(tmp_path, model, error, config=config, train_images=None)
-    (pair,) = summary_of(tmp_path)["comparison"]["pairs"]
-    assert pair["test_train_ratio"] == pytest.approx(ratio)
-    assert not pair["test_train_ratio_counted"]
 
 
 def test_of_three_models_every_pair_is_tested_with_holms_correction(tmp_path):

@@ -11,9 +11,18 @@ import numpy as np
 from PIL import Image
 
 from cityseg.data.transforms import Augment
+from cityseg.errors import Problems
 from cityseg.labels import label_space
+from cityseg.runs.config import check_arguments
 
 OPTIONS = {"augment": Augment(), "crop": 32, "batch_size": 2, "eval_batch_size": 2, "workers": 0}
+
+
+def config_problems(target, **values) -> str:
+    """What is said of values in a config that are not of the type their target takes."""
+    problems = Problems("the config")
+    check_arguments({"_target_": f"cityseg.data.{target}", **values}, "data", problems)
+    return str(problems)
 
 
 def save(array, path: Path, **options) -> Path:

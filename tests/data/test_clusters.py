@@ -6,7 +6,7 @@ import pytest
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from cityseg.data import clusters
+from cityseg.data import clusters, samples
 from cityseg.data.clusters import (
     cluster_space,
     cluster_warnings,
@@ -108,9 +108,9 @@ def test_the_draw_depends_on_the_seed_alone_not_on_cores_or_which_file_is_slow(m
         time.sleep(0.02 * (6 - index))
         return given[index]
 
-    monkeypatch.setattr(clusters, "available_cores", lambda: 8)
+    monkeypatch.setattr(samples, "available_cores", lambda: 8)
     many = sample_colors(slow, 6, 42)
-    monkeypatch.setattr(clusters, "available_cores", lambda: 1)
+    monkeypatch.setattr(samples, "available_cores", lambda: 1)
     np.testing.assert_array_equal(many, sample_colors(given.__getitem__, 6, 42))
     assert (many != sample_colors(given.__getitem__, 6, 7)).any()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cityseg.data.color_labels import MAX_MEAN_DISTANCE, ForeignColorsError, PaletteDecoder
+from cityseg.data.color_labels import MAX_MEAN_DISTANCE, PaletteDecoder
 from cityseg.errors import DataError
 from cityseg.labels import VOID, custom_label_space, label_space
 
@@ -130,11 +130,8 @@ def test_decode_exact_lists_the_foreign_colors_with_their_counts():
     colors[0] = (10, 20, 30)
     colors[1, :3] = (255, 128, 1)
     colors[2, 0] = (10, 20, 31)
-    with pytest.raises(ForeignColorsError, match=r"2 RGB colour.*\(255, 128, 1\) on 3 px") as caught:
+    with pytest.raises(DataError, match=r"2 RGB colour.*\(255, 128, 1\) on 3 px, \(10, 20, 31\) on 1 px;"):
         PaletteDecoder(space).decode_exact(colors)
-    counts = (((255, 128, 1), 3), ((10, 20, 31), 1))
-    assert caught.value.counts == counts
-    assert pickle.loads(pickle.dumps(caught.value)).counts == counts
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from cityseg.data import pairs
 from cityseg.data.blends import BlendDecoder
 from cityseg.data.pairs import PairsDataModule
 from cityseg.data.samples import Samples
+from cityseg.data.splits import Stratified
 from cityseg.errors import ConfigError, DataError
 from cityseg.labels import label_space
 from cityseg.runs.evaluation import evaluate
-from tests.data.layouts import OPTIONS, photo, save, seed_of, write_pairs
+from tests.data.layouts import OPTIONS, config_problems, photo, save, seed_of, write_pairs
 
 COLORS = np.array([(128, 64, 128), (70, 130, 180), (0, 0, 142), (107, 142, 35), (250, 240, 10), (0, 0, 0)])
 
@@ -99,6 +100,11 @@ def test_until_clusters_are_found_there_is_their_number_but_no_target(root):
     assert data.label_space.name == "kmeans4"
 
 
+def test_classes_that_are_still_to_be_found_cannot_balance_folds(root):
+    with pytest.raises(ConfigError, match="cv=stratified balances the pixels of classes"):
+        kmeans(root).divide(Stratified(folds=2), 0)
+
+
 def test_doubled_and_lost_classes_are_logged_when_clusters_are_found(tmp_path, caplog):
     kmeans(write_pairs(tmp_path, ending="png"), clusters=2).fit_labels()  # road, sky, a small car, a tiny void corner
     assert "no cluster is nearest to car (3.12 %), void (0.39 %)" in caplog.text
@@ -153,10 +159,9 @@ def test_other_colours_than_the_palette_are_refused(tmp_path, labels):
     ("options", "message"),
     [
         ({"clusters": 1}, r"data\.clusters: found 1, expected a whole number from 2 to 255"),
-        ({"clusters": 2.5}, r"data\.clusters: found 2\.5"),
         ({"kmeans_seed": -1}, r"data\.kmeans_seed: found -1"),
-        ({"centers": [[1, 2, 3]]}, r"data\.centers: found \[\[1, 2, 3\]\], expected 4 colours"),
-        ({"centers": [[1, 2, 256]] * 4}, r"data\.centers: found"),
+        ({"centers": [[1, 2, 3]]}, r"data\.centers: found 1 colours, expected 4"),
+        ({"centers": [[1, 2, value] for value in range(253, 257)]}, r"found \[256\] as a colour"),
         ({"centers": [[1, 2, 3]] * 4}, "colours stand for two classes"),
         ({"max_distance": 30}, r"data\.max_distance: found 30, but data\.labels=kmeans does not use it"),
         ({"labels": "palette", "clusters": 20}, r"data\.clusters: found 20.*\n.*Fix: data\.labels=kmeans"),
@@ -167,6 +172,13 @@ def test_other_colours_than_the_palette_are_refused(tmp_path, labels):
 def test_options_that_mean_nothing_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         PairsDataModule(None, **{"labels": "kmeans", "clusters": 4, **OPTIONS, **options})
+
+
+def test_values_of_other_types_are_refused_with_the_config():
+    typed = config_problems("pairs.PairsDataModule", clusters=2.5, labels="kmean", centers=[[1, 2]])
+    assert "data.clusters: found 2.5, expected int" in typed
+    assert "data.labels: found 'kmean', expected Literal['palette', 'palette_blend', 'kmeans']. Did you mean" in typed
+    assert "data.centers: found [[1, 2]]" in typed
 
 
 RUN = ("data=pairs", "data.labels=kmeans", "data.clusters=6", "callbacks.images=null", "logger=none")

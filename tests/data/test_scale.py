@@ -8,16 +8,16 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 from torch import nn
 
+from cityseg.data.decoded import View
 from cityseg.data.folders import FoldersDataModule
 from cityseg.data.gtfine import GtFineDataModule
-from cityseg.data.loading import View
 from cityseg.data.pairs import PairsDataModule
 from cityseg.data.samples import Pair
 from cityseg.errors import ConfigError
 from cityseg.losses import CrossEntropyLoss
 from cityseg.runs.evaluation import evaluate
 from cityseg.tasks.base import Task
-from tests.data.layouts import CLASSES, OPTIONS, photo, save, write_folders, write_gtfine, write_pairs
+from tests.data.layouts import CLASSES, OPTIONS, config_problems, photo, save, write_folders, write_gtfine, write_pairs
 
 
 @pytest.fixture
@@ -216,18 +216,21 @@ def centre(size, side):
     ("options", "message"),
     [
         ({"scale": 0}, "data.scale: found 0, expected a number above 0 and at most 1, as 0.5"),
-        ({"scale": 2}, "training crops are enlarged by augment.scale"),
-        ({"scale": "half"}, "data.scale: found 'half'"),
-        ({"scale": True}, "data.scale: found True"),
-        ({"val_crop": 0}, "data.val_crop: found 0, expected one number, [height, width], or none for whole images"),
-        ({"val_crop": [1, 2, 3]}, "data.val_crop: found [1, 2, 3]"),
-        ({"val_crop": "auto"}, "data.val_crop: found 'auto'"),
+        ({"scale": 2}, "augment.scale enlarges training crops"),
+        ({"val_crop": 0}, "data.val_crop: found 0, expected a whole number of at least 1"),
+        ({"crop": [0, 9]}, "data.crop: found [0, 9]"),
     ],
 )
 def test_impossible_values_are_refused_with_what_is_possible(gtfine, options, message):
     with pytest.raises(ConfigError) as caught:
         gtfine(**options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{"scale": "half"}, {"scale": True}, {"val_crop": [1, 2, 3]}, {"val_crop": "auto"}])
+def test_values_of_other_types_are_refused_with_the_config(values):
+    ((key, value),) = values.items()
+    assert f"data.{key}: found {value!r}, expected" in config_problems("gtfine.GtFineDataModule", **values)
 
 
 @pytest.mark.slow

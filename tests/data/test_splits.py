@@ -7,10 +7,12 @@ import pytest
 from sklearn import model_selection
 
 from cityseg.data import split_files
-from cityseg.data.cities import CITIES, folder_cities, numbered_cities
+from cityseg.data.gtfine import GtFineDataModule
+from cityseg.data.pairs import CITIES, PairsDataModule
 from cityseg.data.split_files import Split, check_leaks, read_groups, read_split, write_split
 from cityseg.data.splits import Files, Grouped, KFold, Stratified, TrainingImages, balanced_parts
 from cityseg.errors import ConfigError, DataError
+from tests.data.layouts import OPTIONS, config_problems
 
 CITIES_OF_SEVEN = ["aachen"] * 3 + ["bochum"] * 2 + ["ulm"] * 2
 HALF_IN_ONE = ["aachen"] * 10 + ["bochum", "bremen", "jena", "ulm", "zurich"] * 2
@@ -201,6 +203,10 @@ def test_groups_can_come_from_a_file(tmp_path):
 # ---- cities
 
 
+def numbered_cities(names):
+    return PairsDataModule(None, **OPTIONS).cities(names)
+
+
 def test_numbers_of_the_public_pairs_are_cities_in_the_order_of_their_files():
     names = [f"train/{number}.jpg" for number in range(1, 2976)]
     cities = dict(zip(range(1, 2976), numbered_cities(names), strict=True))
@@ -230,9 +236,9 @@ def test_other_numberings_have_no_cities_and_the_ways_out_are_named(names, found
         numbered_cities(names)
 
 
-def test_cities_of_the_downloaded_layout_are_its_folders():
+def test_cities_of_the_downloaded_layout_are_its_folders(tmp_path):
     names = ["leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png", "leftImg8bit/train/jena/x_leftImg8bit.png"]
-    assert folder_cities(names) == ["ulm", "jena"]
+    assert GtFineDataModule(str(tmp_path), **OPTIONS).cities(names) == ["ulm", "jena"]
 
 
 # ---- what cannot work
@@ -247,7 +253,6 @@ def test_cities_of_the_downloaded_layout_are_its_folders():
         (KFold(folds=2), images(count=2), r"cv.inner_val=0.1: fold 0 leaves 1 image .* Fix: cv.inner_val=0"),
         (Grouped(folds=2), images(["a", "a", "b"]), r"fold 0 leaves 1 group of images beside .* Fix: cv.inner_val=0"),
         (Grouped(folds=2), images(HALF_IN_ONE), r"fold 1 leaves 1 group of images beside"),  # said before fold 0 runs
-        (Grouped(groups=None), images(["a", "b"]), r"cv.groups: found None, expected 'city' or"),
     ],
 )
 def test_too_little_data_names_both_numbers_and_the_fix(strategy, data, message):
@@ -266,6 +271,8 @@ def test_problems_of_the_options_are_collected():
         KFold(folds=1, repeats=0, seed=-1, inner_val=1)
     with pytest.raises(ConfigError, match=r"cv.seed: found 4294967295, expected at most 4294967294"):
         KFold(seed=2**32 - 1, repeats=2)
+    typed = config_problems("splits.Grouped", folds=2.5, seed=True, inner_val="0.1", groups=None)
+    assert all(f"data.{key}: found" in typed for key in ("folds", "seed", "inner_val", "groups"))
 
 
 def test_a_config_builds_a_strategy():
@@ -387,9 +394,9 @@ def four(tmp_path):
 
 def test_a_split_without_leaks_passes_and_only_files_of_one_size_in_two_parts_are_read(four, monkeypatch):
     read, digest = [], split_files._digest
-    monkeypatch.setattr(split_files, "_digest", lambda path: read.append(path) or digest(path))
+    monkeypatch.setattr(split_files, "_digest", lambda root, name: read.append(name) or digest(root, name))
     check_leaks(four, NAMES, SPLIT, groups=["a", "c", "b", "a"])
-    assert sorted(path.relative_to(four).as_posix() for path in read) == sorted(NAMES[:3])
+    assert sorted(read) == sorted(NAMES[:3])
 
 
 def test_the_same_file_in_two_parts_is_a_leak(four):

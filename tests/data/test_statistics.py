@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cityseg.data.gtfine import GtFineDataModule
-from cityseg.data.statistics import class_balanced_probabilities, class_pixel_counts, image_class_pixels
+from cityseg.data.statistics import class_balanced_probabilities, image_class_pixels
 from cityseg.errors import DataError
 from tests.data.layouts import OPTIONS, label_ids, save, write_gtfine
 
@@ -17,6 +17,10 @@ def data(tmp_path):
         return GtFineDataModule(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"), **{**OPTIONS, **options})
 
     return build
+
+
+def class_pixel_counts(data):
+    return image_class_pixels(data).sum(axis=0)
 
 
 def test_training_pixels_are_counted_by_class_without_void(data):

@@ -4,7 +4,7 @@ import pytest
 
 from cityseg.models.encoders import read_weights
 from cityseg.runs.evaluation import evaluate
-from cityseg.runs.exporting import export
+from cityseg.runs.export import export
 from cityseg.runs.jobs import run_job
 from cityseg.runs.prediction import predict
 from tests.conftest import TINY

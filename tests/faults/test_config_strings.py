@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from cityseg.cli import expand_generator, quoted
+from cityseg.cli import quoted, rewritten
 from cityseg.keys import dotted_keys, dotted_values
 from tests.conftest import ROOT
 
@@ -92,7 +92,7 @@ class Strings:
         self.draw = random.Random(f"{seed} {name}")
         self.chosen = list(chosen)
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(name, [text for text in expand_generator(chosen) if text[0] != "-"])
+            config = compose(name, [text for text in rewritten(chosen) if text[0] != "-"])
         self.defaults = dotted_values(OmegaConf.to_container(config))
         self.keys = sorted({*dotted_keys(config), *own} - {"run_dir"})
         self.name = name
@@ -193,8 +193,7 @@ def folder(tmp_path, monkeypatch):
     """An empty working folder, runs without pictures, and a collector that passes over what was there before."""
     monkeypatch.chdir(tmp_path)
     for name in ("plot_confusion", "plot_class_iou", "write_run_page"):
-        monkeypatch.setattr(f"cityseg.runs.training.{name}", lambda *_: None)
-        monkeypatch.setattr(f"cityseg.runs.evaluation.{name}", lambda *_: None)
+        monkeypatch.setattr(f"cityseg.runs.scoring.{name}", lambda *_: None)
     monkeypatch.setattr("cityseg.runs.training.plot_curves", lambda *_: None)
     gc.collect()
     gc.freeze()

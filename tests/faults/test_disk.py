@@ -24,17 +24,16 @@ from cityseg.crossval.output import write_summary
 from cityseg.data.pack import pack
 from cityseg.data.pictures import Frame
 from cityseg.data.scenes import scenes_root
-from cityseg.data.split_files import write_split
+from cityseg.data.split_files import Split, write_split
 from cityseg.data.statistics import image_class_pixels
 from cityseg.errors import WriteError
-from cityseg.export import write as export
 from cityseg.files import locked, write_json
 from cityseg.image_counts import ImageCounts, write_image_counts
 from cityseg.labels import label_space
-from cityseg.reports.fold_plots import plot_folds
-from cityseg.reports.plots import plot_confusion
+from cityseg.reports.plots import plot_confusion, plot_folds
 from cityseg.reports.tensorboard import TensorBoard
 from cityseg.runs import scoring, server
+from cityseg.runs.export import write as export
 from cityseg.runs.objects import build_network
 from cityseg.runs.prediction import Prediction, Results
 from tests.conftest import TINY
@@ -172,10 +171,11 @@ def counts(value):
     return ImageCounts(("a",), ("road", "sky"), np.full((1, 3, 2), value))
 
 
+PARTS = Split(*(np.arange(count) for count in (1, 0, 0)))
 WRITERS = {
     "checkpoint": lambda folder, value: SealedCheckpointIO().save_checkpoint({"value": value}, folder / "last.ckpt"),
     "json": lambda folder, value: write_json(folder / "metrics.json", [value] * 1000),
-    "split": lambda folder, value: write_split(folder / "split.csv", [f"{value}.png"], {"train": np.array([0])}),
+    "split": lambda folder, value: write_split(folder / "split.csv", [f"{value}.png"], PARTS),
     "image counts": lambda folder, value: write_image_counts(folder / "per_image.npz", counts(value)),
     "confusion plot": lambda folder, value: plot_confusion(np.eye(2) + value, ["road", "sky"], folder / "a.png"),
     "folds plot": lambda folder, value: plot_folds(

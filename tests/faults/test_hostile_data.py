@@ -23,7 +23,7 @@ from cityseg.data.images import read_header, read_label, read_photo
 from cityseg.data.pairs import PairsDataModule
 from cityseg.data.pictures import Source, find_sources, read_frames
 from cityseg.data.split_files import read_split
-from cityseg.data.statistics import class_pixel_counts
+from cityseg.data.statistics import image_class_pixels
 from cityseg.data.stream import Pack
 from cityseg.errors import DataError, FileProblem
 from cityseg.image_counts import read_image_counts
@@ -350,11 +350,11 @@ def test_a_hundred_thousand_empty_files_are_refused_in_bounded_memory_and_time(t
 def test_no_pickle_is_read_from_a_cache_or_a_packed_data_set(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     data = GtFineDataModule(str(write_gtfine(tmp_path / "data")), **OPTIONS, cache_dir=str(tmp_path / "cache"))
-    counts = class_pixel_counts(data)
+    counts = image_class_pixels(data)
     (kept,) = (tmp_path / "cache/class-pixels").iterdir()
     for content in (pickle.dumps(SYSTEM), object_array(), b""):
         kept.write_bytes(content)
-        np.testing.assert_array_equal(class_pixel_counts(data), counts)
+        np.testing.assert_array_equal(image_class_pixels(data), counts)
         assert f"{kept} is damaged and is made anew" in caplog.text
         caplog.clear()
     about = {"format": 1, "layout": "folders", "settings": {}, "shards": [["../../secret", 1]], "time_ns": 0}

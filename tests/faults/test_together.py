@@ -79,11 +79,11 @@ def alive(pid):
 
 def build(root, cache_dir, barrier, log):
     """Cache a data set that others cache too, and note each file that is read and what comes of it."""
-    from cityseg.data import gtfine
+    from cityseg.data import gtfine, samples
 
     data = gtfine.GtFineDataModule(str(root), cache="disk", cache_dir=str(cache_dir), **OPTIONS)
     data.index(["train", "val"])
-    read = gtfine.read_photo
+    read = samples.read_photo
 
     def noted(path):
         with log.open("a") as file:
@@ -91,7 +91,7 @@ def build(root, cache_dir, barrier, log):
         time.sleep(0.05)
         return read(path)
 
-    gtfine.read_photo = noted
+    samples.read_photo = noted
     barrier.wait()
     data.setup("fit")
     sums = [int(data._pairs("train", data._train_view)[index].photo.sum()) for index in range(4)]

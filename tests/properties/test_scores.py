@@ -31,7 +31,7 @@ def space(classes):
 
 
 def confusion(classes, prediction, truth):
-    metric = SegmentationMetrics(classes, validate_args=True)
+    metric = SegmentationMetrics(classes)
     metric.update(torch.from_numpy(prediction), torch.from_numpy(truth))
     return metric.confmat.numpy()
 

@@ -17,7 +17,7 @@ from cityseg.callbacks.history import History
 from cityseg.cli import quote_path, quoted
 from cityseg.errors import did_you_mean
 from cityseg.files import fresh_file, write_bytes
-from cityseg.reports.html.text import breakable, compact, minutes, p_value, points
+from cityseg.reports.html.page import breakable, compact, minutes, p_value, points
 from cityseg.reports.run_files import read_history
 from cityseg.reports.summary import ABSENT, duration, percent
 
@@ -48,7 +48,7 @@ def test_a_history_comes_back_as_it_was(rows):
         history = History(f"{folder}/history.csv")
         history.rows = [{"epoch": epoch, **row} for epoch, row in enumerate(rows, start=1) if "epoch" not in row]
         if history.rows:
-            history._write()
+            history.write()
             assert read_history(history.path) == history.rows
 
 

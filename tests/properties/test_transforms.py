@@ -5,7 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cityseg.data.loading import Key, SameSizeBatches, TrainBatches, TrainDataset, View
+from cityseg.data.decoded import View
+from cityseg.data.loading import Key, SameSizeBatches, TrainBatches, TrainDataset
 from cityseg.data.samples import Pair
 from cityseg.data.transforms import BORDER_COLOR, Augment, Color
 from cityseg.labels import VOID

@@ -13,8 +13,9 @@ from tests.crossval.sweeps import pictures, write_overrides, write_run
 from cityseg.crossval.output import write_summary
 from cityseg.labels import custom_label_space, label_space
 from cityseg.reports.html.charts import Row, dot_plot, line_chart
-from cityseg.reports.html.images import MAX_WIDTH, embed, read_panels, read_tiles
-from cityseg.reports.panels import panel
+from cityseg.reports.html.images import MAX_WIDTH, embed, read_panels
+from cityseg.reports.html.page import environment
+from cityseg.reports.panels import panel, read_tiles
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -275,14 +276,21 @@ def test_label_maps_are_embedded_without_loss():
     np.testing.assert_array_equal(decoded(tile), painted)
 
 
+def drawn(macro, *arguments):
+    """The HTML of a chart."""
+    return str(getattr(environment().get_template("macros.html").module, macro)(*arguments))
+
+
 def test_lines_lie_where_their_values_are():
     chart = line_chart("loss", {"a": [(1, 2.0), (2, 0.0), (3, 1.0)], "b": []}, {"a": 1, "b": 2}, {"a": 2})
-    (line,) = chart.lines
-    assert [mark.x for mark in line.marks] == [0, 50, 100]
-    ys = [mark.y for mark in line.marks]
+    source = drawn("line_chart", chart)
+    circles = re.findall(r'<circle class="mark s1( kept)?" cx="(.+?)%" cy="(.+?)%"', source)
+    assert [float(x) for _, x, _ in circles] == [0, 50, 100]
+    ys = [float(y) for _, _, y in circles]
+    assert re.findall(r'points="(.+?)"', source) == [f"0,{ys[0]:g} 50,{ys[1]:g} 100,{ys[2]:g}"]
     assert (ys[1] - ys[0], ys[2] - ys[0]) == pytest.approx((2 * (ys[2] - ys[0]), (ys[1] - ys[0]) / 2), abs=0.02)
     assert ys[0] < 50 < ys[1]  # larger values lie higher
-    assert [mark.special for mark in line.marks] == [False, True, False]
+    assert [bool(kept) for kept, _, _ in circles] == [False, True, False]
     assert line_chart("loss", {"b": []}, {"b": 0}, {}) is None
 
 
@@ -294,10 +302,12 @@ def test_a_line_that_never_changes_has_an_axis_around_it():
 
 def test_dots_share_an_axis_and_intervals_end_where_a_score_can():
     rows = [Row("a", "", [(90, "", 0), (95, "", 1)], 92.5, [61, 124]), Row("b", "", [], None, None)]
-    plot = dot_plot(rows, limits=(0, 100))
+    plot = dot_plot(rows)
     a, b = plot.rows
     assert plot.x.high < 103
-    assert a.interval == (plot.x.at(61), plot.x.at(100))
-    assert [mark.x for mark in a.marks] == [plot.x.at(90), plot.x.at(95)]
-    assert (b.marks, b.mean, b.interval) == ([], None, None)
-    assert 0 < dot_plot([Row("d", "", [(2, "", 0)], 2, None)], zero=True).zero < 50
+    assert a.interval == [61, 100]
+    assert (b.values, b.mean, b.interval) == ([], None, None)
+    source = drawn("dot_plot", plot, "")
+    assert re.findall(r'<circle .*?cx="(.+?)%"', source) == [str(plot.x.at(value)) for value in (90, 95)]
+    assert f'<rect class="span" x="{plot.x.at(61)}%"' in source
+    assert 0 < dot_plot([Row("d", "", [(2, "", 0)], 2, None)], differences=True).x.at(0) < 50

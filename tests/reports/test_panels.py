@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cityseg.labels import VOID, label_space
-from cityseg.reports.panels import ERROR_COLOR, MAX_TILE_WIDTH, legend, panel
+from cityseg.reports.panels import ERROR_COLOR, MAX_TILE_WIDTH, panel
 
 SPACE = label_space("cityscapes19")
 HEIGHT, WIDTH, GAP = 96, 128, 4
@@ -99,15 +99,3 @@ def test_labels_of_another_size_are_refused(photo, truth):
         panel(photo, truth[1:], truth, SPACE)
     with pytest.raises(ValueError, match="prediction: found size"):
         panel(photo, None, truth[1:], SPACE)
-
-
-def test_legend_has_the_colors_of_the_classes_that_occur():
-    strip = legend(SPACE, [13, 0, 0, VOID, 200], 300)
-    assert strip.shape[1:] == (300, 3)
-    present = {tuple(color) for color in strip.reshape(-1, 3).tolist()}
-    assert present & set(SPACE.colors) == {SPACE.colors[0], SPACE.colors[13]}
-    assert (0, 0, 0) in present
-
-
-def test_legend_breaks_into_rows_where_the_width_is_small():
-    assert legend(SPACE, range(19), 200).shape[0] > 3 * legend(SPACE, range(19), 3000).shape[0]

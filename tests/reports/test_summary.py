@@ -43,7 +43,7 @@ def row(text, name):
 def test_headline_and_details_are_percentages_with_one_decimal():
     text = printed(METRICS)
     assert "mIoU 66.7 % on 101 images of pairs, val split" in text
-    assert f"mPA 75.0 % · pixel accuracy 91.2 % · fwIoU {DASH} · Dice 78.0 % · loss 0.3123" in text
+    assert f"mPA 75.0 % · pixel accuracy 91.2 % · frequency-weighted IoU {DASH} · Dice 78.0 % · loss 0.3123" in text
     assert "12.3 M parameters, 3.4 k trainable · 2 min 5 s" in text
 
 
@@ -87,4 +87,4 @@ def test_percent(value, text):
 
 
 def test_examples_in_the_docstrings_hold():
-    assert doctest.testmod(summary) == doctest.TestResults(failed=0, attempted=4)
+    assert doctest.testmod(summary) == doctest.TestResults(failed=0, attempted=3)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from cityseg import adversarial
 from cityseg.checkpoints import load_checkpoint
 from cityseg.errors import ConfigError, TrainingError
 from cityseg.runs import preflight
 from cityseg.runs.batch_size import find_batch_size
 from cityseg.runs.jobs import run_job
 from cityseg.runs.objects import build_task
-from cityseg.runs.preflight import check_machine, prepare
-from cityseg.tasks.adversarial import AdversarialTask
+from cityseg.runs.preflight import check_device, prepare
 from cityseg.tasks.segmentation import SegmentationTask
 from tests.conftest import TINY
 from tests.faults import forked
@@ -59,7 +59,7 @@ def parts(compose_config, folder, cache_dir, *typed):
 
 def test_a_processor_is_not_searched(compose_config, tmp_path):
     with pytest.raises(ConfigError, match=r"data.batch_size=auto: .* of a GPU.*Fix: data.batch_size=4"):
-        check_machine(compose_config([*TINY, AUTO], tmp_path), 0)
+        check_device(compose_config([*TINY, AUTO], tmp_path))
 
 
 @pytest.mark.parametrize(("most", "found", "tried", "said"), [
@@ -95,10 +95,8 @@ def test_both_networks_of_a_gan_are_tried_past_the_warm_up(
     typed = (*GAN, "task.warmup_epochs=3", "trainer.max_epochs=5",
              "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0")  # fmt: skip
     config, data, task = parts(compose_config, tmp_path, cache_dir, *typed)
-    steps, adversarial = [], AdversarialTask._adversarial_loss
-    monkeypatch.setattr(
-        AdversarialTask, "_adversarial_loss", lambda *a: steps.append(len(a[1]["photo"])) or adversarial(*a)
-    )
+    steps, hinge = [], adversarial.generator_hinge  # not asked for in the warm-up
+    monkeypatch.setattr(adversarial, "generator_hinge", lambda *a: steps.append(len(a[0])) or hinge(*a))
     full_above(2)
     find_batch_size(config, data, task)
     assert data.batch_size == 2

@@ -3,7 +3,7 @@
 import pytest
 
 from cityseg.errors import ConfigError
-from cityseg.runs.config import check_run_config, task_class
+from cityseg.runs.preflight import check_run_config
 
 REFUSED = {
     "model=gan_fpn_aspp": "trainer=fsdp: .* this task has two.*trainer=ddp",
@@ -18,10 +18,10 @@ REFUSED = {
 def test_what_needs_whole_weights_is_refused(compose_config, typed):
     config = compose_config(["trainer=fsdp", typed])
     with pytest.raises(ConfigError, match=r"(?s)1 problem with the config:.*" + REFUSED[typed]):
-        check_run_config(config, task_class(config))
+        check_run_config(config)
 
 
 @pytest.mark.parametrize("typed", [["trainer=fsdp"], ["trainer=ddp", *list(REFUSED)[1:]]])
 def test_what_can_be_done_is_not(compose_config, typed):
     config = compose_config(typed)
-    check_run_config(config, task_class(config))
+    check_run_config(config)

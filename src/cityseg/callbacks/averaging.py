@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -16,7 +16,7 @@ RAW = "raw_state_dict"
 """Key of a checkpoint under which the weights that training goes on with are kept."""
 
 
-class WeightEMA(pl.Callback):
+class WeightEMA(Callback):
     """Averages the weights after every optimizer step: ``average = d * average + (1 - d) * weights``.
 
     The decay ``d`` is ``min(decay, (1 + n) / (10 + n))`` after ``n`` earlier steps, so that a short run does not end
@@ -46,22 +46,20 @@ class WeightEMA(pl.Callback):
         self._raw: dict[str, Tensor] = {}  # while the average is in their place
         self._updates = self._steps = 0
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier training."""
         self._average, self._updates = {}, 0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the network's weights, or go on from those of the checkpoint."""
         start = self._average or _weights(pl_module)
         self._average = {key: _exact(value).to(pl_module.device) for key, value in start.items()}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count steps from here."""
         self._steps = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Update the average if an optimizer stepped, which it does not while batches are accumulated."""
         if trainer.global_step == self._steps:
             return
@@ -74,12 +72,12 @@ class WeightEMA(pl.Callback):
                 values.append(value.to(average.dtype))
             else:
                 average.copy_(value)
-        update = get_ema_multi_avg_fn(ema_decay(self._updates, self._decay))  # type: ignore[no-untyped-call]
-        update(averages, values, self._updates)
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        get_ema_multi_avg_fn(decay)(averages, values, self._updates)  # type: ignore[no-untyped-call]
         self._updates += 1
 
     @torch.no_grad()
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
         weights = _weights(pl_module) if self._average else {}  # none if nothing is trained
         self._raw = {key: value.clone() for key, value in weights.items()}
@@ -87,25 +85,21 @@ class WeightEMA(pl.Callback):
             value.copy_(self._average[key])
 
     @torch.no_grad()
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the weights."""
         weights = _weights(pl_module)
         for key, value in self._raw.items():
             weights[key].copy_(value)
         self._raw = {}
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the average the checkpoint's weights."""
         weights = checkpoint["state_dict"]
         average = {f"network.{key}": value for key, value in self._average.items()}
         checkpoint[RAW] = {key: self._raw.get(key.removeprefix("network."), weights[key]) for key in average}
         checkpoint["state_dict"] = {**weights, **average}
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take average and weights back; from a checkpoint without an average, one starts at its weights."""
         if RAW in checkpoint:
             weights = checkpoint["state_dict"]
@@ -121,16 +115,7 @@ class WeightEMA(pl.Callback):
         self._updates = state_dict["updates"]
 
 
-def ema_decay(updates: int, decay: float) -> float:
-    """The decay after this many updates: from 0.1, up to ``decay``.
-
-    >>> [round(ema_decay(n, 0.999), 3) for n in (0, 10, 1000, 100000)]
-    [0.1, 0.55, 0.991, 0.999]
-    """
-    return min(decay, (1 + updates) / (10 + updates))
-
-
-def _weights(pl_module: pl.LightningModule) -> dict[str, Tensor]:
+def _weights(pl_module: LightningModule) -> dict[str, Tensor]:
     return cast(Task, pl_module).network.state_dict()
 
 

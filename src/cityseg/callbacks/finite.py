@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -18,7 +18,7 @@ from cityseg.errors import ConfigError, TrainingError
 log = logging.getLogger(__name__)
 
 
-class FiniteLoss(pl.Callback):
+class FiniteLoss(Callback):
     """Stops the run at the first NaN or infinite loss, naming the step and the photos; or leaves such batches out.
 
     Where no batch may be left out, a GPU is asked about a batch only after the next, so that it need not wait.
@@ -40,28 +40,24 @@ class FiniteLoss(pl.Callback):
         self._waiting: tuple[Tensor, torch.cuda.Event, str, list[Tensor]] | None = None
         self._buffers: list[tuple[Tensor, Tensor]] = []  # of batch normalisation, and what they were
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the statistics that a batch to be left out would spoil."""
         self._indices.append(batch["index"])
         if self._left:
             self._buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Look at one of the losses of a batch."""
         bad = ~loss.detach().isfinite().all()
         self._bad = bad if self._bad is None else self._bad | bad
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients away where a batch is left out: an optimizer passes over weights without one."""
         if self._left and self._bad is not None and self._bad.item():
             optimizer.zero_grad()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop, or count a batch that was left out."""
         if self._bad is None:
@@ -70,7 +66,7 @@ class FiniteLoss(pl.Callback):
         indices, self._indices = self._indices, []
         what = f"batch {batch_idx} of epoch {trainer.current_epoch + 1} (step {trainer.global_step})"
         if not self._most and bad.is_cuda:
-            self.settle(trainer)
+            self._settle(trainer)
             answer = torch.empty_like(bad, device="cpu", pin_memory=True)  # into other memory a copy waits
             answer.copy_(bad, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -87,12 +83,8 @@ class FiniteLoss(pl.Callback):
             files = _files(trainer, indices)
             log.warning("loss is not a number and is left out, %d more may be: %s: %s", self._left, what, files)
 
-    def settle(self, trainer: pl.Trainer) -> None:
-        """Ask about the batch before, whose answer has come by now.
-
-        Raises:
-            TrainingError: if its loss was not finite.
-        """
+    def _settle(self, trainer: Trainer) -> None:
+        """Ask about the batch before, whose answer has come by now."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             answer, copied, what, indices = waiting
@@ -100,11 +92,9 @@ class FiniteLoss(pl.Callback):
             if answer.item():
                 raise self._bad_loss(trainer, what, indices)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let no weights into a checkpoint that a bad loss has spoiled, or a bad gradient of a good loss."""
-        self.settle(trainer)
+        self._settle(trainer)
         bad = [~p.detach().isfinite().all() for p in pl_module.parameters() if not isinstance(p, DTensor)]
         if bad and torch.stack(bad).any().item():
             what = f"weights are NaN or infinite at step {trainer.global_step}, though no loss was"
@@ -118,13 +108,13 @@ class FiniteLoss(pl.Callback):
         """Go on with that number."""
         self._left = min(self._most, state_dict["left"])
 
-    def _bad_loss(self, trainer: pl.Trainer, what: str, indices: list[Tensor]) -> TrainingError:
+    def _bad_loss(self, trainer: Trainer, what: str, indices: list[Tensor]) -> TrainingError:
         skipped = f" after {self._most} batches were left out" if self._most else ""
         what = f"the loss is NaN or infinite{skipped}, {what}: {_files(trainer, indices)}"
         leave = "; or callbacks.finite.skip=10 to leave such batches out"
         return self._error(trainer, what, "look at these photos and labels; ", leave)
 
-    def _error(self, trainer: pl.Trainer, what: str, look: str = "", leave: str = "") -> TrainingError:
+    def _error(self, trainer: Trainer, what: str, look: str = "", leave: str = "") -> TrainingError:
         last = next((c.path for c in trainer.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
         return TrainingError(
             f"{what}. The last good checkpoint is {last}. Fix: {look}a lower optimizer.lr, trainer.gradient_clip_val=1 "
@@ -132,6 +122,6 @@ class FiniteLoss(pl.Callback):
         )
 
 
-def _files(trainer: pl.Trainer, indices: list[Tensor]) -> str:
+def _files(trainer: Trainer, indices: list[Tensor]) -> str:
     samples = cast(SegmentationDataModule, trainer.datamodule).samples("train")  # type: ignore[attr-defined]
     return ", ".join(str(samples.photo(index)) for index in torch.cat(indices).tolist())

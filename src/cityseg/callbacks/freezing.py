@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Literal, cast, get_args
 
-import pytorch_lightning as pl
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from cityseg.errors import ConfigError, did_you_mean
-from cityseg.models.network import SegmentationNetwork, encoder_stages
+from cityseg.models.network import encoder_stages
 from cityseg.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -18,19 +18,15 @@ log = logging.getLogger(__name__)
 Unfreeze = Literal["all", "progressive"]
 
 
-class EncoderFreezing(pl.Callback):
+class EncoderFreezing(Callback):
     """Trains the decoder alone for some epochs, then the encoder too: all of it, or a stage more every few epochs.
 
     A frozen stage has no gradient, and is in eval mode: batch normalisation keeps its statistics, dropout and
-    stochastic depth are off, so the decoder learns from the features that the encoder was trained to give. As nothing
-    before a frozen stage learns either, no gradient is computed below the deepest frozen one.
+    stochastic depth are off, so the decoder learns from the features that the encoder was trained to give.
 
     What is frozen follows from the epoch alone, so a resumed run is right without any state; a share of
-    ``trainer.max_epochs`` moves when that is changed. The optimizer holds the encoder from the start, in groups with
-    learning rates of their own if the task has them; the schedule runs on while it is frozen.
-
-    Weights that the network itself has frozen for good (``model.freeze_encoder``) are in no optimizer and stay
-    frozen.
+    ``trainer.max_epochs`` moves when that is changed. The optimizer holds the encoder from the start; the schedule runs
+    on while it is frozen. Weights that the network itself has frozen for good (``model.freeze_encoder``) stay frozen.
 
     Args:
         epochs: how long the whole encoder is frozen: a share of all epochs if below 1 (rounded, one at least), else
@@ -56,12 +52,11 @@ class EncoderFreezing(pl.Callback):
         self._trainable: set[nn.Parameter] = set()
         self._logged: int | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that it can work, and note what it may unfreeze.
 
         Raises:
-            ConfigError: if the run has no length, the network no encoder that could be trained, or the strategy
-                waits for the gradient of every weight.
+            ConfigError: if the run has no length, the network no encoder to train, or the strategy waits for it.
         """
         if stage != "fit":
             return
@@ -75,9 +70,15 @@ class EncoderFreezing(pl.Callback):
                 f"callbacks.freezing: the network has no encoder to freeze and unfreeze: found {found}. Fix: "
                 "model.freeze_encoder=false, another model, or no callbacks=freezing"
             )
-        _check_strategy(trainer)
+        strategy = trainer.strategy
+        finds_unused = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters", False)
+        if not (isinstance(strategy, SingleDeviceStrategy) or finds_unused):
+            raise ConfigError(
+                f"callbacks.freezing: found the strategy {type(strategy).__name__}, which waits for the gradient of "
+                "every weight, also of frozen ones. Fix: trainer.strategy=ddp_find_unused_parameters_true"
+            )
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and open what this epoch wants."""
         network = _network(pl_module)
         stages = _stages(network)
@@ -90,7 +91,7 @@ class EncoderFreezing(pl.Callback):
             log.info("encoder from epoch %d: %s", epoch + 1, "frozen" if frozen == count else partly)
         self._logged = frozen
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the network as it was found."""
         network = _network(pl_module)
         self._freeze(network, _stages(network), 0)
@@ -106,14 +107,10 @@ class EncoderFreezing(pl.Callback):
 
 
 def frozen_epochs(epochs: float, max_epochs: int | None) -> int:
-    """Number of epochs in which the whole encoder is frozen.
-
-    Args:
-        epochs: a share if below 1, else a number.
-        max_epochs: of the run; None or -1 where it has no end.
+    """Number of epochs in which the whole encoder is frozen: a share of the run's if below 1, else a number.
 
     Raises:
-        ConfigError: if it is a share of a run without end.
+        ConfigError: if it is a share of a run without end (None or -1).
 
     >>> frozen_epochs(0.05, 100), frozen_epochs(0.05, 8), frozen_epochs(3, 8), frozen_epochs(0, 8)
     (5, 1, 3, 0)
@@ -138,24 +135,13 @@ def frozen_stages(epoch: int, stages: int, frozen_epochs: int, epochs_per_stage:
     return max(0, stages - 1 - (epoch - frozen_epochs) // epochs_per_stage)
 
 
-def _network(pl_module: pl.LightningModule) -> nn.Module:
+def _network(pl_module: LightningModule) -> nn.Module:
     return cast(Task, pl_module).network
 
 
 def _stages(network: nn.Module) -> list[nn.ModuleList]:
     # Asked for anew each time: synchronised batch normalisation replaces modules when training starts.
-    stages = encoder_stages(network) if isinstance(network, SegmentationNetwork) else []
-    return [nn.ModuleList(stage) for stage in stages]
-
-
-def _check_strategy(trainer: pl.Trainer) -> None:
-    strategy = trainer.strategy
-    finds_unused = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters", False)
-    if not (isinstance(strategy, SingleDeviceStrategy) or finds_unused):
-        raise ConfigError(
-            f"callbacks.freezing: found the strategy {type(strategy).__name__}, which waits for the gradient of every "
-            "weight, also of frozen ones. Fix: trainer.strategy=ddp_find_unused_parameters_true"
-        )
+    return [nn.ModuleList(stage) for stage in encoder_stages(network)]
 
 
 def _wrong(key: str, found: object, expected: str) -> ConfigError:

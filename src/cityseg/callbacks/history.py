@@ -1,4 +1,4 @@
-"""One row an epoch: in ``history.csv``, and on the console where there is no terminal for a progress bar."""
+"""What a person follows a run by: ``history.csv``, a line an epoch in the log, or a terminal's progress bar."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
 
 from cityseg.data.loading import Batch
 from cityseg.files import write_text
@@ -25,7 +25,7 @@ COLUMNS = re.compile(r"(train|val)/(?!.*_step$).*|optim/.*gradient_norm")
 """Logged figures that are columns of the history; the others have other names there, or belong to steps."""
 
 
-class History(pl.Callback):
+class History(Callback):
     """Writes ``history.csv``: losses, scores, learning rate, seconds and images a second of every epoch.
 
     Loggers get the speed too and, on a GPU, the most memory that the epoch has held.
@@ -40,72 +40,79 @@ class History(pl.Callback):
         self._started = self._trained = 0.0
         self._images = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the rows of the epochs before the one that starts now."""
         kept = read_history(self.path) if self.path.is_file() else []
         self.rows = [row for row in kept if row["epoch"] <= trainer.current_epoch]
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
-        self._started = time.perf_counter()
-        self._images = 0
+        self._started, self._images = time.perf_counter(), 0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count images, and the time up to here: validation is not in the speed of training."""
         self._images += len(batch["photo"]) * trainer.world_size
         self._trained = time.perf_counter() - self._started
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the row of this epoch."""
         figures = trainer.callback_metrics
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}  # epochs finished, as everywhere people read
         row |= {key: float(figures[key]) for key in sorted(figures) if COLUMNS.fullmatch(key)}
-        seconds = time.perf_counter() - self._started
-        speed = self._images / self._trained if self._trained else math.nan
-        row |= {
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "seconds": seconds,
-            "images_per_second": speed,
-        }
-        system = {"system/epoch_seconds": seconds, "system/images_per_second": speed}
+        row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        row["seconds"] = time.perf_counter() - self._started
+        row["images_per_second"] = self._images / self._trained if self._trained else math.nan
+        system = {"system/epoch_seconds": row["seconds"], "system/images_per_second": row["images_per_second"]}
         if pl_module.device.type == "cuda":
             system["system/gpu_memory_mib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**20
         pl_module.log_dict(system, sync_dist=True)
         self.rows.append(row)
         if trainer.is_global_zero:
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write all rows, in the columns that any of them has."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
 
 
-class EpochLines(pl.Callback):
-    """One line an epoch in the log, for consoles that are no terminal and for ``train.log``."""
+class EpochLines(Callback):
+    """Losses and mIoU of an epoch in one line of the log, for consoles that are no terminal and for ``train.log``."""
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the line."""
         if trainer.is_global_zero:
-            log.info("%s", epoch_line(trainer.current_epoch + 1, trainer.max_epochs, trainer.callback_metrics))
+            figures = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs or '?'}"]
+            parts += [f"{k.replace('/', ' ')} {figures[k]:.3f}" for k in ("train/loss", "val/loss") if k in figures]
+            parts += [f"val mIoU {100 * figures[k]:.1f}" for k in ("val/miou",) if k in figures]
+            log.info("%s", "  ".join(parts))
 
 
-def epoch_line(epoch: int, epochs: int | None, figures: Mapping[str, Any]) -> str:
-    """Losses and scores of an epoch in one line.
+class ProgressBar(RichProgressBar):
+    """Batches, loss and mIoU while an epoch runs; the lines of finished epochs stay above it."""
 
-    >>> epoch_line(1, 20, {"train/loss": 1.5, "val/loss": 1.25, "val/miou": 0.5})
-    'epoch 1/20  train loss 1.500  val loss 1.250  val mIoU 50.0'
-    """
-    parts = [f"epoch {epoch}/{epochs or '?'}"]
-    parts += [
-        f"{key.replace('/', ' ')} {float(figures[key]):.3f}" for key in ("train/loss", "val/loss") if key in figures
-    ]
-    if "val/miou" in figures:
-        parts.append(f"val mIoU {100 * float(figures['val/miou']):.1f}")
-    return "  ".join(parts)
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """The figures shown beside the bar, without the logger's version."""
+        return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
+
+    def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Reading a figure waits for the device: not after every batch.
+        if trainer.fit_loop.batch_idx % 10 == 0 or trainer.is_last_batch:
+            super()._update_metrics(trainer, pl_module)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # from 1, as in the lines

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
-import pytorch_lightning as pl
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -19,7 +19,7 @@ from cityseg.reports.plots import confusion_figure
 from cityseg.tasks.base import Task
 
 
-class Images(pl.Callback):
+class Images(Callback):
     """Adds pictures of the validation split to TensorBoard.
 
     Args:
@@ -31,20 +31,14 @@ class Images(pl.Callback):
         self._count, self._every = count, every_n_epochs
         self._chosen: frozenset[int] = frozenset()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the samples."""
         loaders = trainer.val_dataloaders
         total = len(loaders.dataset) if loaders is not None else 0
         self._chosen = frozenset(spread(total, self._count)) if self._due(trainer) else frozenset()
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Tensor,  # type: ignore[override]
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Draw the chosen samples of this batch."""
         for writer in _writers(trainer):
@@ -56,7 +50,7 @@ class Images(pl.Callback):
                     tag = f"{name}/{int(batch['index'][place])}"
                     writer.add_image(tag, pictures[place].float().cpu(), _step(trainer))
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the confusion matrix where it is due."""
         task = cast(Task, pl_module)
         if task.scores is None or not self._due(trainer):
@@ -65,7 +59,7 @@ class Images(pl.Callback):
             figure = confusion_figure(np.array(task.scores["confusion_matrix"]), task.label_space.class_names)
             writer.add_figure("val/confusion", figure, _step(trainer))
 
-    def _due(self, trainer: pl.Trainer) -> bool:
+    def _due(self, trainer: Trainer) -> bool:
         epoch = trainer.current_epoch + 1
         return not trainer.sanity_checking and (epoch % self._every == 0 or epoch == trainer.max_epochs)
 
@@ -89,11 +83,11 @@ def spread(total: int, count: int) -> list[int]:
     return sorted({round(position) for position in np.linspace(0, total - 1, min(count, total))}) if total else []
 
 
-def _step(trainer: pl.Trainer) -> int:
+def _step(trainer: Trainer) -> int:
     """The step that loggers put this epoch's scores at; ``global_step`` counts the discriminator's steps too."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def _writers(trainer: pl.Trainer) -> Iterator[SummaryWriter]:
+def _writers(trainer: Trainer) -> Iterator[SummaryWriter]:
     if trainer.is_global_zero:
         yield from (cast(SummaryWriter, lg.experiment) for lg in trainer.loggers if isinstance(lg, TensorBoardLogger))

@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any, Literal, cast
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.strategies import ModelParallelStrategy
 
@@ -36,24 +36,16 @@ class Stopped(SystemExit):
 
 def best_checkpoint(folder: str, monitor: str, mode: Literal["min", "max"]) -> ModelCheckpoint:
     """Keeps ``best.ckpt``, the epoch with the best value of the monitored figure."""
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor=monitor,
-        mode=mode,
-        save_top_k=1,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
+    names = {"filename": "best", "auto_insert_metric_name": False, "enable_version_counter": False}
+    return ModelCheckpoint(folder, monitor=monitor, mode=mode, save_top_k=1, **names)  # type: ignore[arg-type]
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which a stopped run goes on exactly, and the one before as ``previous.ckpt``.
 
-    It is written when an epoch starts and when training ends, every few minutes if wanted, and when a signal asks the
-    run to stop: then after the batch it is at. Written inside an epoch's closing hooks, as ModelCheckpoint does, it
-    would miss that epoch's step of a per-epoch schedule. The file before the first epoch shows early that the folder
-    can be written to.
+    It is written when an epoch starts and when training ends, every few minutes if wanted, and after the batch at which
+    a signal asks the run to stop. Written inside an epoch's closing hooks, as ModelCheckpoint does, it would miss that
+    epoch's step of a per-epoch schedule. The file before the first epoch shows early that the folder can be written to.
 
     Args:
         folder: where the file goes.
@@ -68,7 +60,7 @@ class LastCheckpoint(Checkpoint):
         self._handlers: dict[int, Any] = {}
         self._averages: list[dict[str, Any]] = []
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals; inside an epoch, do again what its start has done."""
         self._signal, self._saved = None, time.monotonic()
         # After the trainer's own, which would leave at once or ask SLURM for another job themselves.
@@ -81,7 +73,7 @@ class LastCheckpoint(Checkpoint):
                     callback.on_train_epoch_start(trainer, pl_module)
             self._restore_averages(trainer)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what the epochs so far have led to."""
         # Nothing of this epoch has run. Told so, a resumed loop starts it like any other: else it would take the last
         # epoch's batches for its own and end at once, leave out this epoch's step of a plateau schedule, and go on with
@@ -95,7 +87,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time, or stop if asked to; not between batches that are accumulated, nor after the last."""
         loop = trainer.fit_loop.epoch_loop
@@ -104,7 +96,7 @@ class LastCheckpoint(Checkpoint):
         if not accumulating and not loop.batch_progress.is_last_batch and (alone or batch_idx % TOGETHER == 0):
             self._between_batches(trainer)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save if it is time, or stop if asked to: a resumed run starts the validation anew.
 
         Several processes have different numbers of batches here, and cannot agree: they stop in the next epoch.
@@ -112,24 +104,22 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size == 1 and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._between_batches(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End an epoch that was gone on with like any other: else its step of a per-epoch schedule is left out."""
         trainer.fit_loop._restarting = False
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state; stop if asked to since the last batch."""
         self._save(trainer)
         self._stop_if_asked(trainer)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave signals to who had them before."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the sums of the epoch's averages so far, of each process; of a validation say that none of it has run."""
         results = trainer.fit_loop.epoch_loop._results.values()
         averages = [[_state(metric) for metric in results if metric.is_tensor and metric.meta.on_epoch]]
@@ -143,9 +133,7 @@ class LastCheckpoint(Checkpoint):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress |= {"total": done, "current": dict(done), "is_last_batch": False}
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the sums for the epoch that goes on."""
         trainer.should_stop = checkpoint.get("stopped_early", False)
         if trainer.should_stop:
@@ -159,18 +147,18 @@ class LastCheckpoint(Checkpoint):
         self._signal = number
         log.warning("%s: stopping after this batch", signal.Signals(number).name)
 
-    def _between_batches(self, trainer: pl.Trainer) -> None:
-        # All processes save and stop at the same batch.
+    def _between_batches(self, trainer: Trainer) -> None:
+        """Save if it is time or a signal came, all processes at the same batch, and then stop if asked to."""
         due = self._signal is not None or time.monotonic() - self._saved >= self._every
         if trainer.strategy.reduce_boolean_decision(due, all=False):
             self._save(trainer)
             self._stop_if_asked(trainer)
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+    def _stop_if_asked(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             raise Stopped(EXIT_CODES[signal.Signals(self._signal or signal.SIGTERM)])
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: Trainer) -> None:
         fresh = self.path.with_suffix(".ckpt.new")
         trainer.save_checkpoint(fresh, weights_only=False)
         if trainer.is_global_zero:
@@ -179,16 +167,15 @@ class LastCheckpoint(Checkpoint):
             os.replace(fresh, self.path)
         self._saved = time.monotonic()
 
-    def _restore_averages(self, trainer: pl.Trainer) -> None:
+    def _restore_averages(self, trainer: Trainer) -> None:
         """Let what was logged before the stop count in the epoch's averages, which the trainer does not save."""
         results = trainer.fit_loop.epoch_loop._results
         trainer._logger_connector._first_loop_iter = False  # with the first batch of an epoch averages start anew
+        zero = torch.zeros((), device=trainer.strategy.root_device)
         for saved in self._averages:
             meta = saved["meta"]
-            zero = torch.zeros((), device=trainer.strategy.root_device)
-            sync = trainer.strategy.reduce
             options = {**meta, "reduce_fx": _REDUCTIONS[meta["reduce_fx"]]}
-            results.log(**options, value=zero, batch_size=0, sync_dist_fn=sync)
+            results.log(**options, value=zero, batch_size=0, sync_dist_fn=trainer.strategy.reduce)
             metric = results[f"{meta['fx']}.{meta['name']}"]
             for key, value in saved["sums"].items():
                 setattr(metric, key, value.to(zero.device))
@@ -203,7 +190,7 @@ def _state(metric: Any) -> dict[str, Any]:
     }
 
 
-class StepSeed(pl.Callback):
+class StepSeed(Callback):
     """Seeds torch anew for each batch, so that a resumed run draws what an uninterrupted one would.
 
     Args:
@@ -213,9 +200,7 @@ class StepSeed(pl.Callback):
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed from (seed, epoch, batch, process)."""
         entropy = np.random.SeedSequence((self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))

@@ -16,17 +16,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("dir", type=Path, metavar="DIR", help="a sweep's folder: outputs/NAME/multirun/TIMESTAMP")
     folder: Path = parser.parse_args(arguments).dir
 
-    from cityseg.crossval.markdown import closing_lines  # heavy: not needed to answer --help
-    from cityseg.crossval.output import write_summary
-    from cityseg.crossval.summary import exit_code
+    from cityseg.crossval.output import close_sweep  # heavy: not needed to answer --help
 
     try:
-        summary = write_summary(folder)
+        return close_sweep(folder)
     except CitysegError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join([*closing_lines(summary), f"summary  {folder / 'cv' / 'report.html'}"]))
-    return exit_code(summary)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
+import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from cityseg.errors import DataError, Problems
@@ -24,69 +24,35 @@ FINAL: Final = "final"
 Status = Literal["finished", "failed", "unfinished", "not started"]
 
 _NEEDED = ("miou", "mpa", "per_class", "confusion_matrix", "images")
-_RECORD = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ (?P<level>[A-Z]+) [\w.]+: (?P<message>.*)$")
 
 
 @dataclass(frozen=True)
 class FoldRun:
-    """One run folder of a sweep.
-
-    Attributes:
-        folder: the run folder.
-        fold: which fold is held out; ``final`` for the run without one.
-        overrides: what the command line gave beside the fold, key -> value as typed.
-        folds: folds that the run's config asks for, all repeats counted; None where it does not say.
-        folds_a_repeat: the same for one repeat.
-        figures: content of ``metrics.json``; empty unless finished.
-        status: how the run ended.
-        error: why it failed, if it did.
-    """
+    """One run folder of a sweep."""
 
     folder: Path
-    fold: int | Literal["final"]
-    overrides: Mapping[str, str]
-    folds: int | None
-    folds_a_repeat: int | None
-    figures: Mapping[str, Any]
+    fold: int | Literal["final"]  # which one is held out
+    overrides: Mapping[str, str]  # what the command line gave beside the fold, key -> value as typed
+    folds: int | None  # that the run's config asks for, all repeats counted; None where it does not say
+    figures: Mapping[str, Any]  # content of metrics.json; empty unless finished
     status: Status
-    error: str | None
+    error: str | None  # why it failed, if it did
 
     @cached_property
     def image_counts(self) -> ImageCounts:
-        """Pixel counts of each image.
-
-        Raises:
-            DataError: if there are none, or others than those of ``metrics.json``.
-        """
-        path = self.folder / FILE_NAME
-        found = read_image_counts(path)
-        matrix = self.figures["confusion_matrix"]
-        hits, truth, predicted = found.counts.sum(axis=0).tolist()
-        rows, columns = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
-        if (hits, truth, predicted) != ([row[i] for i, row in enumerate(matrix)], rows, columns):
-            raise DataError(
-                f"{path} does not add up to the confusion matrix of metrics.json. Fix: score the fold again"
-            )
-        return found
+        """As :func:`read_scored_counts`."""
+        return read_scored_counts(self.folder, self.figures)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the fold.
+    """Runs that differ in nothing but the fold."""
 
-    Attributes:
-        name: what sets the group apart, as typed (``"model=unet"``); of a lone group, the sweep's name.
-        overrides: the same as key -> value.
-        expected: every fold that should be there.
-        runs: fold -> run, in the order of the folds.
-        final: the run on all training files, if there is one.
-    """
-
-    name: str
-    overrides: Mapping[str, str]
-    expected: tuple[int, ...]
-    runs: Mapping[int, FoldRun]
-    final: FoldRun | None = None
+    name: str  # what sets the group apart, as typed ("model=unet"); of a lone group, the sweep's name
+    overrides: Mapping[str, str]  # the same as key -> value
+    expected: tuple[int, ...]  # every fold that should be there
+    runs: Mapping[int, FoldRun]  # in the order of the folds
+    final: FoldRun | None  # the run on all training files, if there is one
 
     @property
     def finished(self) -> dict[int, FoldRun]:
@@ -99,41 +65,29 @@ class Group:
         return len({tuple(run.figures["per_class"]) for run in self.finished.values()}) > 1
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep folder.
-
-    Attributes:
-        folder: the folder.
-        name: what its runs were called.
-        common: overrides that all runs share.
-        groups: in the order of their names.
-    """
+class Sweep(NamedTuple):
+    """A sweep folder."""
 
     folder: Path
-    name: str
-    common: Mapping[str, str]
-    groups: tuple[Group, ...]
+    name: str  # what its runs were called
+    common: Mapping[str, str]  # overrides that all runs share
+    groups: tuple[Group, ...]  # in the order of their names
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read every run folder below a sweep folder.
-
-    Args:
-        folder: ``outputs/NAME/multirun/TIMESTAMP``.
+    """Read every run folder below a sweep folder, ``outputs/NAME/multirun/TIMESTAMP``.
 
     Raises:
         DataError: if no run of a fold is in it, a fold is there twice, or the folds of a group have other classes.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected one of a sweep (outputs/NAME/multirun/TIMESTAMP)")
-    found = [_read_run(path) for path in run_folders(folder)]
-    with_final = [run for run in found if run is not None]
+    with_final = _read_runs(folder)
     runs = [run for run in with_final if run.fold != FINAL]
     if not runs:
         raise DataError(
-            f"{folder}: found {len(found)} run folders and none of a fold, expected a sweep over folds. "
-            "Fix: give outputs/NAME/multirun/TIMESTAMP of python train.py -m fold=0,1,2,3,4"
+            f"{folder}: found {sum(1 for _ in run_folders(folder))} run folders and none of a fold, expected a sweep "
+            "over folds. Fix: give outputs/NAME/multirun/TIMESTAMP of python train.py -m fold=0,1,2,3,4"
         )
     name = folder.name
     if "multirun" in (folder.name, folder.parent.name):  # outputs/NAME/multirun, or a folder for each time in it
@@ -144,34 +98,41 @@ def read_sweep(folder: Path) -> Sweep:
         differing = tuple(sorted((key, value) for key, value in run.overrides.items() if key not in common))
         grouped.setdefault(differing, []).append(run)
     problems = Problems(str(folder))
-    groups = [_group(dict(key), members, _numbers(runs), name, problems) for key, members in sorted(grouped.items())]
+    seen = {run.fold for run in runs if run.fold != FINAL}
+    groups = [_group(dict(key), members, seen, name, problems) for key, members in sorted(grouped.items())]
     problems.raise_if_any(DataError)
     return Sweep(folder, name, dict(sorted(common.items())), tuple(groups))
 
 
-def siblings(sweep: Path, run: Path) -> Group | None:
-    """The folds that differ from a run of their sweep in nothing but the fold; None if there are none.
-
-    Args:
-        sweep: the sweep's folder.
-        run: a run folder in it, of a fold or the final one.
+def read_scored_counts(folder: Path, figures: Mapping[str, Any]) -> ImageCounts:
+    """Pixel counts of each image that a run was scored on.
 
     Raises:
-        DataError: if a fold is there twice.
+        DataError: if there are none, or others than those of the run's figures.
     """
-    own = _read_run(run)
-    found = [other for path in run_folders(sweep) if (other := _read_run(path)) is not None and other.fold != FINAL]
-    alike = [other for other in found if own is not None and other.overrides == own.overrides]
-    if not alike:
+    path = folder / FILE_NAME
+    found = read_image_counts(path)
+    matrix = np.array(figures.get("confusion_matrix", ()), np.int64)
+    fits = matrix.shape == (len(found.class_names),) * 2 and np.array_equal(
+        found.counts.sum(axis=0), [matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)]
+    )
+    if not fits:
+        raise DataError(f"{path} does not add up to the confusion matrix of metrics.json. Fix: score the fold again")
+    return found
+
+
+def siblings(sweep: Path, final: Path) -> Group | None:
+    """The folds of a sweep that differ from the final run in nothing but the fold; None if there are none.
+
+    Raises:
+        DataError: as :func:`read_sweep`.
+    """
+    if all(run.fold == FINAL for run in _read_runs(sweep)):
         return None
-    problems = Problems(str(sweep))
-    group = _group(alike[0].overrides, alike, _numbers(found), sweep.name, problems)
-    problems.raise_if_any(DataError)
-    return group
-
-
-def _numbers(runs: Iterable[FoldRun]) -> set[int]:
-    return {run.fold for run in runs if run.fold != FINAL}
+    for group in read_sweep(sweep).groups:
+        if group.runs and group.final is not None and group.final.folder.resolve() == final.resolve():
+            return group
+    return None
 
 
 def _group(overrides: Mapping[str, str], runs: list[FoldRun], seen: set[int], name: str, problems: Problems) -> Group:
@@ -205,33 +166,45 @@ def run_folders(folder: Path) -> Iterator[Path]:
         children.sort()
 
 
+def _read_runs(folder: Path) -> list[FoldRun]:
+    """All runs below a folder that have a fold."""
+    return [run for path in run_folders(folder) if (run := _read_run(path)) is not None]
+
+
 def _read_run(folder: Path) -> FoldRun | None:
     """One run; None if it has no fold."""
-    typed: list[str] = _read_yaml(folder / ".hydra" / "overrides.yaml") or []
+    typed: list[str] = read_yaml(folder / ".hydra" / "overrides.yaml") or []
     overrides = {key.lstrip("+"): value for key, _, value in (str(text).partition("=") for text in typed)}
-    config_file = folder / ".hydra" / "config.yaml"
-    config: dict[str, Any] = (_read_yaml(config_file) if config_file.is_file() else None) or {}
+    config: dict[str, Any] = read_yaml(folder / ".hydra" / "config.yaml") or {}
     given = overrides.pop("fold", config.get("fold"))
     fold: int | Literal["final"] | None = FINAL if given == FINAL else _whole_number(given)
     if fold is None:
         return None
     cv = config.get("cv") or {}
-    folds = _whole_number(cv.get("folds"))
-    repeats = _whole_number(cv.get("repeats")) or 1
-    figures, status, error = outcome(folder)
-    return FoldRun(folder, fold, overrides, folds and folds * repeats, folds, figures, status, error)
+    folds, repeats = _whole_number(cv.get("folds")), _whole_number(cv.get("repeats")) or 1
+    return FoldRun(folder, fold, overrides, folds and folds * repeats, *outcome(folder))
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; None where there is none.
+
+    Raises:
+        DataError: if it is none, or says anything by way of aliases: a few lines of those unfold without end.
+    """
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise DataError(f"{path}: found an alias (*NAME), expected plain values")
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise DataError(f"{path} is not YAML: {error}") from error
 
 
 def _whole_number(value: Any) -> int | None:
     """A whole number from 0, typed or parsed; None for anything else, as ``null`` or an interpolation."""
-    return int(value) if re.fullmatch(r"\d+", str(value)) else None
+    return int(value) if str(value).isdecimal() else None
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], Status, str | None]:
@@ -244,26 +217,10 @@ def outcome(folder: Path) -> tuple[dict[str, Any], Status, str | None]:
         if lacking := [key for key in _NEEDED if key not in figures]:
             return {}, "failed", f"metrics.json has no {', '.join(lacking)}: the fold was not scored"
         return figures, "finished", None
-    if (folder / FAILED).is_file():
-        return {}, "failed", _told_error((folder / FAILED).read_text(encoding="utf-8"))
-    error_text = _logged_error(folder / "train.log")
-    return {}, "unfinished" if error_text is None else "failed", error_text
-
-
-def _told_error(text: str) -> str:
-    """What ``failed.json`` says; any text in it is better than none."""
+    if not (folder / FAILED).is_file():
+        return {}, "unfinished", None
+    text = (folder / FAILED).read_text(encoding="utf-8")
     try:
-        content = json.loads(text)
-    except ValueError:
-        return text.strip()
-    return str(content.get("error", content) if isinstance(content, dict) else content)
-
-
-def _logged_error(path: Path) -> str | None:
-    """The error that a log ends with; None if its last record is none."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    for index in range(len(lines) - 1, -1, -1):
-        if record := _RECORD.match(lines[index]):
-            is_error = record["level"] in ("ERROR", "CRITICAL")
-            return "\n".join([record["message"], *lines[index + 1 :]]) if is_error else None
-    return None
+        return {}, "failed", str(json.loads(text)["error"])
+    except (ValueError, TypeError, KeyError):  # any text in it is better than none
+        return {}, "failed", text.strip()

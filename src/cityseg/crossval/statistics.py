@@ -41,20 +41,15 @@ class PairedTest(TypedDict):
 def spread(values: Iterable[float | None]) -> Spread:
     """Mean, standard deviation (``ddof=1``) and Student's 95 % interval of the mean.
 
-    The interval takes the values for independent. Folds share training data, so it is narrower than it should be.
-
-    Args:
-        values: one for each fold; None is left out.
+    The interval takes the values for independent. Folds share training data, so it is narrower than it should be. A
+    fold's value may be None: it is left out.
     """
     present = np.array([value for value in values if value is not None], np.float64)
-    if present.size == 0:
-        return {"mean": None, "std": None, "interval": None, "folds": 0}
-    mean = float(present.mean())
-    if present.size == 1:
-        return {"mean": mean, "std": None, "interval": None, "folds": 1}
-    std = float(present.std(ddof=1))
-    interval = _t_interval(mean, std / math.sqrt(present.size), present.size - 1)
-    return {"mean": mean, "std": std, "interval": interval, "folds": present.size}
+    folds = present.size
+    if folds < 2:
+        return {"mean": float(present[0]) if folds else None, "std": None, "interval": None, "folds": folds}
+    mean, std = float(present.mean()), float(present.std(ddof=1))
+    return {"mean": mean, "std": std, "interval": _t_interval(mean, std / math.sqrt(folds), folds - 1), "folds": folds}
 
 
 def corrected_t_test(differences: Sequence[float], test_train_ratio: float) -> PairedTest:
@@ -67,19 +62,12 @@ def corrected_t_test(differences: Sequence[float], test_train_ratio: float) -> P
     Args:
         differences: score of one model minus the other's, one for each fold.
         test_train_ratio: ``n_test / n_train``, images of a fold's held-out part over those it trained on.
-
-    Returns:
-        The test with the interval of the mean difference that belongs to it.
     """
-    folds = len(differences)
-    if folds < 2:
-        mean = differences[0] if folds else None
-        return {"mean": mean, "std": None, "interval": None, "t": None, "df": 0, "p": None}
-    values = np.array(differences, np.float64)
-    mean, std, df = float(values.mean()), float(values.std(ddof=1)), folds - 1
-    if std < _NO_SPREAD:
+    found, df = spread(differences), max(len(differences) - 1, 0)
+    mean, std = found["mean"], found["std"]
+    if mean is None or std is None or std < _NO_SPREAD:
         return {"mean": mean, "std": std, "interval": None, "t": None, "df": df, "p": None}
-    error = std * math.sqrt(1 / folds + test_train_ratio)
+    error = std * math.sqrt(1 / len(differences) + test_train_ratio)
     t = mean / error
     p = 2 * float(special.stdtr(df, -abs(t)))
     return {"mean": mean, "std": std, "interval": _t_interval(mean, error, df), "t": t, "df": df, "p": p}
@@ -88,8 +76,7 @@ def corrected_t_test(differences: Sequence[float], test_train_ratio: float) -> P
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Correct p-values for their number (Holm, A simple sequentially rejective multiple test procedure, 1979).
 
-    Args:
-        p_values: None is no test: it stays None and does not count.
+    None is no test: it stays None and does not count.
 
     >>> holm([0.01, None, 0.04, 0.03])
     [0.03, None, 0.06, 0.06]
@@ -132,7 +119,7 @@ def bootstrap_mean_iou(
         seed: of the draws.
 
     Returns:
-        ``(models, R)`` float64; the pixels of a set are pooled before the mIoU is taken, as for the whole split.
+        ``(models, R)``; the pixels of a set are pooled before the mIoU is taken, as for the whole split.
     """
     generator = np.random.default_rng(seed)
     images = len(models[0])
@@ -150,11 +137,8 @@ def bootstrap_mean_iou(
 def percentile_interval(samples: FloatArray) -> list[float] | None:
     """The middle 95 % of bootstrap samples ``(R,)``; NaN, from sets without a valid pixel, is left out."""
     present = samples[~np.isnan(samples)]
-    if not present.size:
-        return None
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(present, [tail, 1 - tail])
-    return [float(low), float(high)]
+    return np.quantile(present, [tail, 1 - tail]).tolist() if present.size else None
 
 
 def _t_interval(mean: float, error: float, df: int) -> list[float]:

@@ -9,14 +9,12 @@ of JPEG and by what is seen nearby.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cityseg.data.color_labels import PaletteDecoder
-from cityseg.errors import DataError
+from cityseg.data.color_labels import PaletteDecoder, check_colors
 from cityseg.labels import ByteArray, LabelSpace
 
 _Floats = npt.NDArray[np.float32]
@@ -49,22 +47,14 @@ BLENDED = 0.5  # of the pixels that are not certain at first sight, those that a
 
 LOCAL_COLORS = 3  # likeliest colours at a pixel; a mixture holds at least one of them
 DECIDED = 0.999  # probability above which later rounds leave a pixel alone
-MIN_PROBABILITY = 0.99
-"""A pixel whose likeliest class is less probable is ambiguous: the odds are below 100 to 1."""
+MIN_PROBABILITY = 0.99  # of a likeliest class that is not ambiguous: odds of 100 to 1
 
 _CHUNK = 2048  # pixels explained at once: their tables stay in the processor's cache
 _ROOT_TWO_PI = math.sqrt(2 * math.pi)
 
 
-class _Explained(NamedTuple):
-    """What N pixels are made of: how probably each colour has the larger share, and its mean share, ``(K, N)``."""
-
-    winner: _Floats
-    share: _Floats
-
-
-class BlendDecoder:
-    """Gives each pixel the train id of the colour that most of it is made of.
+class BlendDecoder(PaletteDecoder):
+    """Gives each pixel the train id of the colour that most of it is made of, ambiguous ones void where rejected.
 
     In rounds, each pixel gets a probability for every colour: that of being this colour alone, plus that of
     being a mixture in which it has the larger share, over all proportions and second colours (the likelihood is
@@ -72,55 +62,29 @@ class BlendDecoder:
     the second round on, the chroma that 4:2:0 has blurred is sharpened by what the mixtures found so far lose
     in the same blur; how much of that loss the image really shows tells whether its chroma was subsampled.
 
-    ``benchmarks/decoders.py`` measures it. On composites of street photos: mIoU 95.5 to 96 % with 99.8 % kept (the
-    nearest colour: 88 to 89 %), 98.7 % with 97 % kept. On composites shrunk more, JPEG quality 75 to 95: 85 to 98 %
-    (74 to 93 %), and 93 % or more with 92.8 % or more kept. Poles thinner than a pixel are lost most. It takes
-    0.04 to 0.07 s for 256x256 pixels on one core, so decode once and keep the result.
+    ``benchmarks/decoders.py`` measures it. It takes 0.04 to 0.07 s for 256x256 pixels on one core, so decode once and
+    keep the result.
     """
 
     def __init__(self, space: LabelSpace, reject_ambiguous: bool = True) -> None:
-        """Choose the colours and what happens to ambiguous pixels.
-
-        Args:
-            space: the classes; its aliases count as further colours.
-            reject_ambiguous: whether a pixel becomes void if its likeliest class has a probability below
-                ``MIN_PROBABILITY``.
-        """
+        super().__init__(space, None)
         self.reject_ambiguous = reject_ambiguous
-        self._distance = PaletteDecoder(space, None)
-        entries = (*zip(space.colors, range(space.num_classes), strict=True), *space.aliases)
-        self._palette: _Floats = np.array([color for color, _ in entries], np.float32) @ _YCBCR.T
+        self._palette: _Floats = np.array([color for color, _ in self._entries], np.float32) @ _YCBCR.T
         between = np.square(self._palette[:, None] - self._palette)
         self._luma_between, self._chroma_between = between[..., 0], between[..., 1:].sum(-1)
-        self._void = space.ignore_index
-        targets = np.array([train_id for _, train_id in entries])
+        targets = np.array([train_id for _, train_id in self._entries])
         self._train_ids = np.unique(targets).astype(np.uint8)
         self._same_class = (self._train_ids[:, None] == targets).astype(np.float32)
 
     def __call__(self, colors: ByteArray) -> ByteArray:
-        """Decode a label image.
-
-        Args:
-            colors: ``(H, W, 3)`` uint8 RGB.
-
-        Returns:
-            ``(H, W)`` uint8 train ids; void where a void colour, or no class, is the likeliest.
-
-        Raises:
-            DataError: if `colors` is not ``(H, W, 3)`` uint8.
-        """
-        if colors.dtype != np.uint8 or colors.ndim != 3 or colors.shape[2] != 3 or not colors.size:
-            raise DataError(f"label image: found {colors.shape} {colors.dtype}, expected (H, W, 3) uint8 RGB")
+        """Decode a label image ``(H, W, 3)`` uint8 RGB to train ids ``(H, W)`` uint8."""
+        check_colors(colors)
         probability = self._same_class @ self._winners(colors)
         likeliest = probability.argmax(0)
         train_ids: ByteArray = self._train_ids[likeliest]
         if self.reject_ambiguous:
             train_ids[probability[likeliest, np.arange(len(likeliest))] < MIN_PROBABILITY] = self._void
         return train_ids.reshape(colors.shape[:2])
-
-    def mean_distance(self, colors: ByteArray) -> float:
-        """Mean RGB distance to the nearest palette colour, see :meth:`PaletteDecoder.mean_distance`."""
-        return self._distance.mean_distance(colors)
 
     def _winners(self, colors: ByteArray) -> _Floats:
         """Probability of each colour to have the larger share of each pixel, ``(K, H * W)``."""
@@ -159,8 +123,8 @@ class BlendDecoder:
     def _sharpen(self, seen: _Floats, share: _Floats, size: tuple[int, int]) -> tuple[_Floats, float]:
         """Give back to the chroma what 4:2:0 took, and estimate from the image whether it did (0 to 1).
 
-        The mixtures found so far predict the chroma before and after subsampling: the mean of 2x2 pixels,
-        brought back by the triangle filter that JPEG decoders use.
+        The mixtures found so far predict the chroma before and after: the mean of 2x2 pixels, brought back by the
+        triangle filter that JPEG decoders use.
         """
         height, width = size
         sharp, lost = seen.copy(), np.empty((2, height * width), np.float32)
@@ -175,17 +139,13 @@ class BlendDecoder:
         sharp[1:] += np.float32(subsampled) * lost
         return sharp, subsampled
 
-    def _explain(self, seen: _Floats, noise: _Floats, expected: _Floats) -> _Explained:
-        """Weigh all explanations of N pixels by K colours.
+    def _explain(self, seen: _Floats, noise: _Floats, expected: _Floats) -> tuple[_Floats, _Floats]:
+        """How probably each of K colours has the larger share of N pixels, and its mean share, ``(K, N)`` each.
 
         On the line from colour a to colour b, in units of the noise, a pixel is `length` * `place` along and
         `misfit` off; the integral of its Gaussian over the places 0 to 1 is the mixture's likelihood, and the
-        part beyond one half is b's win.
-
-        Args:
-            seen: ``(3, N)`` luma and chroma.
-            noise: ``(2, N)`` standard deviations of luma and chroma.
-            expected: ``(K, N)`` how likely each colour is, up to a factor.
+        part beyond one half is b's win. Luma and chroma are `seen` ``(3, N)``, and `noise` ``(2, N)`` their standard
+        deviations; `expected` ``(K, N)`` is how likely each colour is, up to a factor.
         """
         luma, chroma = noise**-2
         squares = luma * np.square(seen[0] - self._palette[:, :1])
@@ -220,7 +180,7 @@ class BlendDecoder:
             of_second *= fit
             share += of_second
             share[first, columns] += fit.sum(0) - of_second.sum(0)
-        return _Explained(winner / winner.sum(0), share / share.sum(0))
+        return winner / winner.sum(0), share / share.sum(0)
 
 
 def _expected(winner: _Floats, size: tuple[int, int], window: int) -> _Floats:

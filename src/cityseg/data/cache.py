@@ -25,8 +25,9 @@ import cv2
 import numpy as np
 import PIL
 import torch
+from rich.filesize import decimal as readable_bytes
 
-from cityseg.data.decoded import USABLE, CachedPairs, Stack, Undecoded, readable_bytes
+from cityseg.data.decoded import PHOTOS, TARGETS, USABLE, CachedPairs, FilePairs, Stack, bytes_needed
 from cityseg.errors import DataError
 from cityseg.files import refusals_named, write_json
 
@@ -41,27 +42,22 @@ UNFINISHED = re.compile(r"\.index\.\d+\.new\.json")
 NAME = re.compile(r".*-(photos|targets)-[0-9a-f]{16}")
 
 
-def on_disk(cache_dir: Path, splits: Sequence[Undecoded]) -> list[CachedPairs]:
-    """Map decoded samples from disk, and decode first what is not there, or no longer as the files are.
+def on_disk(cache_dir: Path, splits: Sequence[FilePairs]) -> list[CachedPairs]:
+    """Map decoded samples of whole splits from disk, and decode first what is not there as the files are now.
 
     Of several processes that want the same, one decodes and the others wait. Photos and targets are kept apart:
     another way to read labels, as the clusters of another fold, needs other targets of the same photos.
-
-    Args:
-        cache_dir: ``data.cache_dir``.
-        splits: whole splits of a layout.
 
     Raises:
         DataError: if they do not fit, before anything is decoded; naming a file that cannot be decoded, or one that
             is in the way.
     """
-    entries = [[_Entry(cache_dir, split, channels) for channels in (3, 0)] for split in splits]
+    entries = [[_Entry(cache_dir, split, channels) for channels in (PHOTOS, TARGETS)] for split in splits]
     named = {entry.folder: entry for both in entries for entry in both}
     with contextlib.ExitStack() as locks:
         for folder in sorted(named):  # all in one order, so that no two processes wait for each other
             with refusals_named(folder):
-                lock = _lock_file(folder)
-                lock.touch()
+                (lock := _lock_file(folder)).touch()
             locks.enter_context(_locked(lock))
         missing = {folder: entry for folder, entry in named.items() if not entry.is_sound()}
         needed, free = sum(entry.bytes for entry in missing.values()), shutil.disk_usage(cache_dir).free
@@ -75,63 +71,52 @@ def on_disk(cache_dir: Path, splits: Sequence[Undecoded]) -> list[CachedPairs]:
         if not missing:
             log.info("data.cache=disk: everything is decoded already, in %s", cache_dir / FOLDER)
         for split, both in zip(splits, entries, strict=True):
-            photos, targets = (missing.pop(entry.folder, None) for entry in both)
-            _build(split, photos, targets)
+            _build(split, *(missing.pop(entry.folder, None) for entry in both))
         # Opened under the lock: from here on they are in use.
-        return [CachedPairs(photos.open(), targets.open()) for photos, targets in entries]
+        return [CachedPairs(photos.open(), targets.open(), np.arange(len(photos.sizes))) for photos, targets in entries]
 
 
 class _Entry:
-    """The place of the photos (3 channels) or targets (0) of a split on disk: one for each way of decoding them."""
+    """The place of the photos or targets of a split on disk: one for each way of decoding them."""
 
-    def __init__(self, cache_dir: Path, split: Undecoded, channels: int) -> None:
-        pairs, self.channels, self.sizes = split.pairs, channels, split.sizes(channels)
-        samples, view = pairs.samples, pairs.view
-        kind, path_of = ("photos", samples.photo) if channels else ("targets", samples.label)
+    def __init__(self, cache_dir: Path, pairs: FilePairs, channels: int) -> None:
+        self.channels, self.sizes = channels, pairs.sizes(channels)
+        samples, view, split = pairs.samples, pairs.view, pairs.split
+        kind, path_of = ("photos", samples.photo) if channels == PHOTOS else ("targets", samples.label)
         how = (
-            (str(samples.root), split.name, kind, view.crop, FORMAT, PIL.__version__, cv2.__version__),
-            float(view.scale) if channels or view.scale_target else 1.0,
-            type(pairs.reader).__name__ if channels else pickle.dumps(pairs.reader),
+            (str(samples.root), split, kind, view.crop, FORMAT, PIL.__version__, cv2.__version__),
+            float(view.scale) if channels == PHOTOS or view.scale_target else 1.0,
+            type(pairs.reader).__name__ if channels == PHOTOS else pickle.dumps(pairs.reader),
         )
         place = hashlib.sha256(repr(how).encode()).hexdigest()[:16]
-        self.folder = cache_dir / FOLDER / f"{samples.root.name}-{split.name}-{kind}-{place}"
+        self.folder = cache_dir / FOLDER / f"{samples.root.name}-{split}-{kind}-{place}"
         self.data = self.folder / DATA
-        self.bytes = Stack.bytes_needed(self.sizes, channels)
-        made_of = hashlib.sha256(np.ascontiguousarray(self.sizes).tobytes())
-        for index in range(len(samples)):
-            path = path_of(index)
-            assert path is not None
-            stat = path.stat()
-            made_of.update(f"{path}|{stat.st_size}|{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        self.bytes = bytes_needed(self.sizes, channels)
+        made_of = np.ascontiguousarray(self.sizes).tobytes() + samples.fingerprint(path_of).encode()
         self.index: Mapping[str, Any] = {
             "made_by": MADE_BY,
             "data": str(samples.root),
-            "split": split.name,
+            "split": split,
             "kind": kind,
             "pictures": len(samples),
             "bytes": self.bytes,
-            "made_of": made_of.hexdigest(),
+            "made_of": hashlib.sha256(made_of).hexdigest(),
         }
 
     def is_sound(self) -> bool:
-        """Whether it may be used as it is; says why not, and removes what may not be used.
-
-        Raises:
-            DataError: if something else is in its place.
-        """
+        """Whether it may be used as it is; says why not, and removes what may not be used."""
         if not self.folder.exists():
             return False
-        found = read_index(self.folder)
-        length = self.data.stat().st_size if self.data.exists() else 0
-        if found == self.index and length == self.bytes:
-            os.utime(self.folder / INDEX)  # last used
-            return True
+        found, length = _read_index(self.folder), _size(self.data)
         if found is None:
             why = "unfinished"
         elif found != self.index:
             why = "stale: files were added, removed or changed since it was made"
-        else:
+        elif length != self.bytes:
             why = f"damaged: {length} bytes, expected {self.bytes}"
+        else:
+            os.utime(self.folder / INDEX)  # last used
+            return True
         log.warning("data.cache=disk: %s is %s. It is made anew", self.folder, why)
         self.clear()
         return False
@@ -165,12 +150,12 @@ class _Entry:
         return Stack(self.data, self.sizes, self.channels)
 
 
-def _build(split: Undecoded, photos: _Entry | None, targets: _Entry | None) -> None:
+def _build(split: FilePairs, photos: _Entry | None, targets: _Entry | None) -> None:
     new = [entry for entry in (photos, targets) if entry is not None]
     if not new:
         return
     kinds, size = " and ".join(entry.index["kind"] for entry in new), readable_bytes(sum(entry.bytes for entry in new))
-    log.info("caching %d %s %s on disk: %s", len(split.pairs), split.name, kinds, size)
+    log.info("caching %d %s %s on disk: %s", len(split), split.split, kinds, size)
     try:
         split.decode(*(None if entry is None else entry.create() for entry in (photos, targets)))
         for entry in new:
@@ -181,26 +166,20 @@ def _build(split: Undecoded, photos: _Entry | None, targets: _Entry | None) -> N
         raise
 
 
-def read_index(folder: Path) -> dict[str, Any] | None:
-    """What a cache says of itself; None if it was not finished.
-
-    Raises:
-        DataError: if the folder holds something else than a cache.
-    """
-    strange = sorted(
-        name for name in os.listdir(folder) if name not in (DATA, INDEX) and not UNFINISHED.fullmatch(name)
-    )
-    try:
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """What a cache says of itself; None if it was not finished, and a DataError if it is none."""
+    names = {name for name in os.listdir(folder) if not UNFINISHED.fullmatch(name)}
+    strange = sorted(names - {DATA, INDEX})
+    index: dict[str, Any] | None = None
+    with contextlib.suppress(FileNotFoundError, ValueError):
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        index = None
-    own: dict[str, Any] | None = index if isinstance(index, dict) and index.get("made_by") == MADE_BY else None
-    if strange or own != index or not NAME.fullmatch(folder.name):
+    own = index is None or (isinstance(index, dict) and index.get("made_by") == MADE_BY)
+    if strange or not own or not NAME.fullmatch(folder.name):
         found = f"found {', '.join(strange[:3])}" if strange else f"{INDEX} is of something else"
         raise DataError(
             f"{folder}: not a decoded cache ({found}), left as it is. Fix: move it away, or another data.cache_dir"
         )
-    return own
+    return index
 
 
 def _flush(path: Path) -> None:
@@ -210,6 +189,10 @@ def _flush(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _lock_file(folder: Path) -> Path:
@@ -252,8 +235,8 @@ def _days(text: str) -> float:
 
 def _line(folder: Path, prune: float | None) -> str:
     """Describe one cache; remove it if it is due and nobody uses it."""
-    index, data = read_index(folder), folder / DATA
-    size = data.stat().st_size if data.exists() else 0
+    index, data = _read_index(folder), folder / DATA
+    size = readable_bytes(_size(data))
     used = (folder / INDEX if index else folder).stat().st_mtime
     with contextlib.ExitStack() as locks:
         files = [_lock_file(folder), *([data] if data.exists() else [])]
@@ -263,7 +246,7 @@ def _line(folder: Path, prune: float | None) -> str:
             state = "removed"
     what = f"{index['data']} {index['split']}, {index['pictures']} {index['kind']}" if index else "unfinished"
     last = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
-    return "  ".join([folder.name, what, readable_bytes(size), f"last used {last}", state]).rstrip()
+    return "  ".join([folder.name, what, size, f"last used {last}", state]).rstrip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -276,14 +259,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folders = sorted(path for path in (options.dir.expanduser() / FOLDER).glob("*") if path.is_dir())
     print(f"{len(folders)} decoded caches in {options.dir}")
-    failed = False
+    code = 0
     for folder in folders:
         try:
             print(_line(folder, options.prune))
         except DataError as error:
-            failed = True
+            code = 1
             print(error, file=sys.stderr)
-    return int(failed)
+    return code
 
 
 if __name__ == "__main__":

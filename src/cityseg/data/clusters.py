@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,38 +12,22 @@ from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cityseg.data.color_labels import MAX_DISTANCE, PaletteDecoder
+from cityseg.data.samples import in_threads
 from cityseg.errors import DataError
 from cityseg.labels import ByteArray, Color, LabelSpace, label_space
-from cityseg.machine import available_cores
 
+# Most pixels that K-means is given, as many of every training label; it stops after 12 to 31 batches of 1,024. On 367
+# composites, pixels lie 7.2 from the nearest centre found in 2,048 pixels of each, 7.1 with all 65,536.
 SAMPLED_PIXELS = 1_000_000
-"""Most pixels that K-means is given, as many of every training label; 3 MB, and 24 MB inside scikit-learn.
-
-K-means stops after 12 to 31 batches of 1,024. On 367 composites of street photos, pixels lie on average 7.2 from the
-nearest centre found in 2,048 pixels of each, 7.1 with all 65,536. More than that would only refine the shares below.
-"""
-
-OCCURS = 0.0001
-"""Share of the label pixels from which a class is said to occur."""
-
-BLENDS = 0.001
-"""Share below which that may be due to blends along edges.
-
-In the same composites truck, bus, bicycle and wall do not occur, and have 0.05 to 0.006 % of the pixels within
-MAX_DISTANCE of their colours; rider, the rarest that does occur, has 0.17 %.
-"""
+# Shares of the label pixels from which a class is said to occur, and below which that may be blends along edges: there,
+# classes that do not occur have 0.05 % and less within MAX_DISTANCE of their colours, the rarest that does 0.17 %.
+OCCURS, BLENDS = 0.0001, 0.001
 
 
 def sample_colors(read: Callable[[int], ByteArray], images: int, seed: int) -> ByteArray:
-    """Draw label colours, equally many from every image.
+    """Draw label colours ``(N, 3)`` uint8 RGB, equally many of each image and at most :data:`SAMPLED_PIXELS`.
 
-    Args:
-        read: index of an image -> its label colours ``(H, W, 3)`` uint8 RGB; called in threads.
-        images: number of images.
-        seed: of the draw, which depends on nothing else.
-
-    Returns:
-        ``(N, 3)`` uint8 RGB in the order of the images, at most :data:`SAMPLED_PIXELS` or one of each image.
+    `read`, which threads call, makes of an image's index its label colours ``(H, W, 3)`` uint8 RGB.
     """
     share = max(SAMPLED_PIXELS // images, 1)
 
@@ -55,20 +38,11 @@ def sample_colors(read: Callable[[int], ByteArray], images: int, seed: int) -> B
         rng = np.random.default_rng((seed, index))
         return colors[rng.choice(len(colors), share, replace=False, shuffle=False)]
 
-    with ThreadPoolExecutor(max_workers=min(8, available_cores() * 2)) as pool:
-        return np.concatenate(list(pool.map(draw, range(images))))
+    return np.concatenate(list(in_threads(draw, range(images))))
 
 
 def find_centers(colors: ByteArray, clusters: int, seed: int) -> list[Color]:
-    """Cluster colours with scikit-learn's ``MiniBatchKMeans``.
-
-    Args:
-        colors: ``(N, 3)`` uint8 RGB.
-        clusters: number of clusters.
-        seed: its ``random_state``.
-
-    Returns:
-        The centres, rounded to distinct colours.
+    """Cluster colours ``(N, 3)`` uint8 RGB with ``MiniBatchKMeans(clusters, random_state=seed)``; its centres, rounded.
 
     Raises:
         DataError: if there are fewer colours than clusters.
@@ -96,8 +70,8 @@ def distinct_colors(centers: npt.NDArray[np.floating[Any]]) -> list[Color]:
     for center in centers:
         near = np.rint(center) + around
         near = near[((near >= 0) & (near <= 255)).all(axis=1)]
-        by_distance = near[np.square(near - center).sum(axis=1).argsort(kind="stable")]
-        colors[next(color for r, g, b in by_distance if (color := (int(r), int(g), int(b))) not in colors)] = None
+        by_distance = near[np.square(near - center).sum(axis=1).argsort(kind="stable")].astype(int).tolist()
+        colors[next(color for r, g, b in by_distance if (color := (r, g, b)) not in colors)] = None
     return list(colors)
 
 
@@ -106,14 +80,10 @@ def cluster_space(centers: Sequence[Sequence[int]]) -> LabelSpace:
 
     Black is the one void colour that counts. The others are so near to classes' (trailer to car) that the average of
     a class's blends would be named after them. A second cluster of a class is ``road 2``. Clusters are in the
-    order of the classes, the nearest first.
-
-    Args:
-        centers: distinct RGB colours, in any order.
+    order of the classes, the nearest first, whatever that of their distinct RGB colours is.
     """
     classes = label_space("cityscapes20")
-    between = np.array(centers, np.int64)[:, None] - np.array(classes.colors, np.int64)
-    squares = np.square(between).sum(-1)
+    squares = np.square(np.array(centers, np.int64)[:, None] - np.array(classes.colors, np.int64)).sum(-1)
     order = sorted(
         (int(row.argmin()), int(row.min()), (r, g, b)) for row, (r, g, b) in zip(squares, centers, strict=True)
     )
@@ -132,30 +102,21 @@ def cluster_space(centers: Sequence[Sequence[int]]) -> LabelSpace:
 
 def numbered_space(clusters: int) -> LabelSpace:
     """The label space of clusters that are still to be found: numbers for names, greys for colours."""
-    numbers = range(clusters)
-    return LabelSpace(
-        f"kmeans{clusters}", tuple(f"cluster {i + 1}" for i in numbers), tuple((i, i, i) for i in numbers)
-    )
+    names = tuple(f"cluster {number}" for number in range(1, clusters + 1))
+    return LabelSpace(f"kmeans{clusters}", names, tuple((grey, grey, grey) for grey in range(clusters)))
 
 
 def cluster_warnings(space: LabelSpace, colors: ByteArray) -> list[str]:
-    """Say which classes share out several clusters, and which are lost because none is nearest to them.
-
-    Args:
-        space: of the clusters.
-        colors: ``(N, 3)`` uint8 RGB, label pixels in which to look for classes without a cluster.
-    """
+    """Say which classes share out several clusters, and which of the label pixels ``(N, 3)`` uint8 RGB have none."""
     classes = label_space("cityscapes20")
+    names, count = classes.class_names, classes.num_classes
     clusters = Counter(classes.label_ids.index(label_id) for label_id in space.label_ids)
     near = PaletteDecoder(classes, MAX_DISTANCE)(colors[None])
-    shares = np.bincount(near.ravel(), minlength=classes.num_classes)[: classes.num_classes] / len(colors)
-    names = classes.class_names
+    shares = np.bincount(near.ravel(), minlength=count)[:count] / len(colors)
     warnings = []
-    doubled = [f"{count} are nearest to {names[i]}" for i, count in sorted(clusters.items()) if count > 1]
-    if doubled:
+    if doubled := [f"{number} are nearest to {names[i]}" for i, number in sorted(clusters.items()) if number > 1]:
         warnings.append(f"of the clusters {', '.join(doubled)}: each is a class of its own")
-    lost = [i for i in np.argsort(-shares, kind="stable") if shares[i] >= OCCURS and i not in clusters]
-    if lost:
+    if lost := [i for i in np.argsort(-shares, kind="stable") if shares[i] >= OCCURS and i not in clusters]:
         listed = ", ".join(f"{names[i]} ({100 * shares[i]:.2f} %)" for i in lost)
         doubt = f"; below {100 * BLENDS} % it may be blends along edges" if shares[lost[-1]] < BLENDS else ""
         warnings.append(

@@ -6,7 +6,6 @@ Every decoder here is a picklable callable that turns ``(H, W, 3)`` uint8 RGB in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,71 +14,26 @@ import numpy.typing as npt
 from cityseg.errors import SHOWN, DataError
 from cityseg.labels import ByteArray, Color, LabelSpace
 
+# Both from benchmarks/palette_distance.py on 468 composites of street photos, as they are and at JPEG quality 75.
 MAX_DISTANCE = 20.0
-"""Default of :class:`PaletteDecoder`, from ``benchmarks/palette_distance.py``.
-
-On 367 + 101 composites of street photos, as they are and at JPEG quality 75, it keeps 87 to 93 % of the
-pixels at 99.7 to 99.9 % accuracy. Above it wrong pixels come back fast: of those between 20 and 25, 7 to 13 %
-are wrong. Below it thin objects go: 12 keeps 16 to 29 % of the pole pixels, 20 keeps 25 to 49 %.
-"""
-
+"""It keeps 87 to 93 % of the pixels at 99.7 to 99.9 % accuracy; beyond it 7 to 13 % are wrong, below it poles go."""
 MAX_MEAN_DISTANCE = 15.0
-"""Label images with a mean distance above this, averaged over a few of them, are painted in other colours.
-
-From the same script: composites in the palette average 5 to 8 (14 at most), the same labels in random
-palettes 58, with channels in BGR order 21 to 24, as grey label ids 23.
-"""
+"""Composites in the palette average 5 to 8 (14 at most); in random palettes 58, in BGR 21 to 24, as grey ids 23."""
 
 _Entries = tuple[tuple[Color, int], ...]
-
-
-class ForeignColorsError(DataError):
-    """A label image that should hold palette colours only holds others.
-
-    Attributes:
-        counts: ``(colour, pixels)`` of every foreign colour, most frequent first.
-    """
-
-    def __init__(self, counts: Sequence[tuple[Color, int]]) -> None:
-        """Build the message, which lists the first foreign colours; the caller adds the file's name.
-
-        Args:
-            counts: ``(colour, pixels)`` of every foreign colour, most frequent first.
-        """
-        self.counts = tuple(counts)
-        listed = ", ".join(f"{color} on {pixels} px" for color, pixels in self.counts[:SHOWN])
-        more = f" ... and {len(self.counts) - SHOWN} more" if len(self.counts) > SHOWN else ""
-        super().__init__(
-            f"found {len(self.counts)} RGB colour(s) that are no class's: {listed}{more}; expected only the "
-            "colours of the label space. Add them to its classes (or as void), or save the masks as PNG "
-            "without resizing or anti-aliasing."
-        )
-
-    def __reduce__(self) -> tuple[type[ForeignColorsError], tuple[tuple[tuple[Color, int], ...]]]:
-        """Rebuild from the counts: an error of a loader worker travels to the main process by pickle."""
-        return type(self), (self.counts,)
 
 
 class PaletteDecoder:
     """Gives each pixel the train id of the palette colour nearest to it, or void where none is near.
 
     A blurred label image has blends along every edge, and the blend of two classes' colours can be nearest to
-    a third class's. `max_distance` drops those pixels.
+    a third class's. `max_distance` of RGB drops those pixels; None keeps all. The space's aliases are further colours.
 
     Decoding is one gather from a table of all 256^3 colours, which is exact. The table (16 MB) is built on
     the first call in each process, shared by decoders of the same colours, and never pickled.
     """
 
     def __init__(self, space: LabelSpace, max_distance: float | None = MAX_DISTANCE) -> None:
-        """Choose the colours and how far a pixel may be from them.
-
-        Args:
-            space: the classes; its aliases count as further colours.
-            max_distance: Euclidean RGB distance above which a pixel becomes void; None keeps all.
-
-        Raises:
-            DataError: if `max_distance` is negative or not a number.
-        """
         if max_distance is not None and not max_distance >= 0:
             raise DataError(f"max_distance: found {max_distance}, expected a distance of 0 or more, or None")
         self.max_distance = max_distance
@@ -87,33 +41,16 @@ class PaletteDecoder:
         self._entries: _Entries = (*zip(space.colors, range(space.num_classes), strict=True), *space.aliases)
 
     def __call__(self, colors: ByteArray) -> ByteArray:
-        """Decode a label image.
-
-        Args:
-            colors: ``(H, W, 3)`` uint8 RGB.
-
-        Returns:
-            ``(H, W)`` uint8 train ids. Of two colours equally near, the one with the lower train id wins.
-
-        Raises:
-            DataError: if `colors` is not ``(H, W, 3)`` uint8.
-        """
+        """Decode a label image ``(H, W, 3)`` uint8 RGB to train ids ``(H, W)`` uint8, the lowest of the nearest."""
         # The tolerance keeps a pixel at exactly the distance when that distance is an irrational root.
         limit = None if self.max_distance is None else math.floor(self.max_distance**2 + 1e-6)
         return _nearest_table(self._entries, limit, self._void)[_codes(colors)]
 
     def decode_exact(self, colors: ByteArray) -> ByteArray:
-        """Decode a loss-less label image, in which every pixel must be exactly a palette colour.
-
-        Args:
-            colors: ``(H, W, 3)`` uint8 RGB.
-
-        Returns:
-            ``(H, W)`` uint8 train ids.
+        """Decode a loss-less label image ``(H, W, 3)`` uint8 RGB, of palette colours alone, to ``(H, W)`` uint8.
 
         Raises:
-            ForeignColorsError: if a pixel has another colour; lists all of them with their counts.
-            DataError: if `colors` is not ``(H, W, 3)`` uint8.
+            DataError: naming the most frequent other colours.
         """
         codes = _codes(colors)
         train_ids = _nearest_table(self._entries, 0, self._void)[codes]
@@ -121,21 +58,20 @@ class PaletteDecoder:
         void_codes = codes[train_ids == self._void]
         foreign, counts = np.unique(void_codes[~np.isin(void_codes, known)], return_counts=True)
         if foreign.size:
-            order = np.argsort(-counts, kind="stable")
+            order = np.argsort(-counts, kind="stable")[:SHOWN]
             found = zip(foreign[order].tolist(), counts[order].tolist(), strict=True)
-            raise ForeignColorsError([((c >> 16, (c >> 8) & 255, c & 255), n) for c, n in found])
+            listed = ", ".join(f"{(code >> 16, (code >> 8) & 255, code & 255)} on {count} px" for code, count in found)
+            more = f" ... and {foreign.size - SHOWN} more" if foreign.size > SHOWN else ""
+            raise DataError(
+                f"found {foreign.size} RGB colour(s) that are no class's: {listed}{more}; expected only the colours of "
+                "the label space. Add them to its classes (or as void), or save the masks as PNG without resizing or "
+                "anti-aliasing."
+            )
         return train_ids
 
     def mean_distance(self, colors: ByteArray) -> float:
-        """Mean Euclidean RGB distance of the pixels to the nearest palette colour, whatever `max_distance`.
-
-        Args:
-            colors: ``(H, W, 3)`` uint8 RGB.
-
-        Raises:
-            DataError: if `colors` is not ``(H, W, 3)`` uint8.
-        """
-        _check(colors)
+        """Mean Euclidean RGB distance of pixels ``(H, W, 3)`` uint8 to the nearest palette colour."""
+        check_colors(colors)
         palette = np.array([color for color, _ in self._entries], np.float32)
         # |pixel - color|^2 as |pixel|^2 + |color|^2 - 2 pixel.color: whole numbers, so float32 is exact;
         # row by row, so that a large image needs no large buffer.
@@ -147,28 +83,26 @@ class PaletteDecoder:
         return total / (colors.size // 3)
 
 
-def _check(colors: ByteArray) -> None:
-    """Refuse anything but a non-empty ``(H, W, 3)`` uint8 image."""
+def check_colors(colors: ByteArray) -> None:
+    """Refuse anything but a non-empty ``(H, W, 3)`` uint8 image.
+
+    Raises:
+        DataError: if it is another array.
+    """
     if colors.dtype != np.uint8 or colors.ndim != 3 or colors.shape[2] != 3 or not colors.size:
         raise DataError(f"label image: found {colors.shape} {colors.dtype}, expected (H, W, 3) uint8 RGB")
 
 
 def _codes(colors: ByteArray) -> npt.NDArray[np.int32]:
     """Pack ``(H, W, 3)`` uint8 RGB into ``(H, W)`` int32 ``0xRRGGBB``."""
-    _check(colors)
+    check_colors(colors)
     wide = colors.astype(np.int32)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
 @lru_cache(maxsize=4)
 def _nearest_table(entries: _Entries, limit: int | None, void: int) -> ByteArray:
-    """Train id of the nearest entry for every colour code, ``(256**3,)`` uint8.
-
-    Args:
-        entries: colours and their train ids.
-        limit: largest squared distance that still counts; None for no limit.
-        void: train id of everything farther away.
-    """
+    """Train id of the nearest entry for every colour code, ``(256**3,)`` uint8; beyond the squared distance, void."""
     palette = np.array([color for color, _ in entries], np.int32)
     # Squared distance in the high bits, train id in the low byte: one minimum finds both. The largest value,
     # 3 * 255**2 * 256 + 255, fits int32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,21 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cityseg.data.cache import default_cache_dir, on_disk
-from cityseg.data.cities import GROUP_FILE
-from cityseg.data.decoded import CachedPairs, Undecoded, in_memory
+from cityseg.data.decoded import CachedPairs, FilePairs, Pairs, View, in_memory
 from cityseg.data.images import MAX_PIXELS
 from cityseg.data.loading import (
     Batch,
-    FilePairs,
-    Pairs,
     SameSizeBatches,
     TrainBatches,
     TrainDataset,
     TrainLoader,
-    View,
     WholeDataset,
     automatic_workers,
     notice_lost_workers,
@@ -35,17 +32,15 @@ from cityseg.data.loading import (
 from cityseg.data.samples import Reader, Samples, check
 from cityseg.data.scenes import scenes_root
 from cityseg.data.split_files import Split, check_leaks
-from cityseg.data.splits import Strategy, TrainingImages
+from cityseg.data.splits import GROUP_FILE, Strategy, TrainingImages
 from cityseg.data.statistics import class_balanced_probabilities, image_class_pixels
 from cityseg.data.transforms import Augment
-from cityseg.errors import ConfigError, DataError, Problems, did_you_mean
+from cityseg.errors import ConfigError, DataError, Problems
 from cityseg.labels import LabelSpace
 from cityseg.paths import check_data_root
 
 Layout = Literal["gtfine", "pairs", "folders"]
-Cache = Literal["none", "ram", "disk"]
-Sampling = Literal["uniform", "class_balanced"]
-Verify = Literal["quick", "full"]
+Size = int | tuple[int, int]
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -55,19 +50,18 @@ class SegmentationDataModule(pl.LightningDataModule):
         root: folder of the data set; None for the built-in scenes, written in this layout.
         label_space: the classes.
         augment: draws the training crops.
-        crop: height and width (or one number for both) of training crops, in pixels of the scaled photos; a side
-            longer than every photo is cut to the longest, so that no crop is mostly padding. ``auto`` is 512, or three
-            quarters of smaller photos.
+        crop: height and width, or one number for both, of training crops in pixels of the scaled photos, cut to the
+            longest photo; ``auto`` is 512, or three quarters of smaller photos.
         batch_size: training crops a step, on each device; with ``auto`` to be set before training.
-        eval_batch_size: whole images a step in validation and test, where their sizes are equal.
+        eval_batch_size: whole images of one size a step in validation and test.
         workers: loader processes, or ``auto``.
-        timeout: seconds that a batch of the loader processes is waited for before they count as hanging.
+        timeout: seconds that a batch of theirs is waited for before they count as hanging.
         scale: size at which photos are loaded, relative to the files. Training targets are scaled with them;
             evaluation targets keep their resolution, and so do scores.
         val_crop: side, or height and width, in pixels of the files, of the centre that evaluation is limited to; None
             or ``none`` evaluates whole images, as is the standard.
-        cache: ``ram`` keeps the decoded samples of training and validation in memory. ``disk`` keeps those of the whole
-            splits in the cache folder, for all folds and jobs, see :func:`cityseg.data.cache.on_disk`.
+        cache: ``ram`` keeps the decoded samples of training and validation in memory, ``disk`` those of whole splits
+            in the cache folder, for all folds and jobs (:func:`cityseg.data.cache.on_disk`).
         sampling: ``uniform`` shows every training image once an epoch, ``class_balanced`` draws as many with
             replacement, those with rare classes more often (:func:`class_balanced_probabilities`).
         max_pixels: of a photo or label file; a larger one is refused before it is decoded.
@@ -87,17 +81,17 @@ class SegmentationDataModule(pl.LightningDataModule):
         label_space: LabelSpace,
         *,
         augment: Augment,
-        crop: int | Sequence[int] | Literal["auto"],
+        crop: Size | Literal["auto"],
         batch_size: int | Literal["auto"],
         eval_batch_size: int,
         workers: int | Literal["auto"] = "auto",
         timeout: float = 600,
         scale: float = 1.0,
-        val_crop: int | Sequence[int] | Literal["none"] | None = None,
-        cache: Cache = "none",
-        sampling: Sampling = "uniform",
+        val_crop: Size | Literal["none"] | None = None,
+        cache: Literal["none", "ram", "disk"] = "none",
+        sampling: Literal["uniform", "class_balanced"] = "uniform",
         max_pixels: int = MAX_PIXELS,
-        verify: Verify = "quick",
+        verify: Literal["quick", "full"] = "quick",
         seed: int = 0,
         cache_dir: str | None = None,
         scenes: dict[str, int] | None = None,
@@ -106,51 +100,28 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.builtin = root is None
         self.label_space = label_space
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-        self._root = root
-        self._scenes = dict(scenes or {})
-        self._augment = augment
-        self._crop = crop
-        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size
-        self._workers = automatic_workers() if workers == "auto" else workers
-        self._timeout = timeout
-        self._scale, self._val_crop = scale, None if val_crop == "none" else val_crop
-        self._cache, self._sampling, self._verify = cache, sampling, verify
-        self._max_pixels, self._seed = max_pixels, seed
+        self.batch_size = batch_size
         self.split: tuple[list[str], Split] | None = None  # files of a run and their parts
+        self._root, self._scenes = root, scenes or {}
+        self._augment, self._crop, self._eval_batch_size = augment, crop, eval_batch_size
+        self._workers = automatic_workers() if workers == "auto" else workers
+        self._timeout, self._scale, self._max_pixels, self._seed = timeout, scale, max_pixels, seed
+        self._cache, self._sampling, self._verify = cache, sampling, verify
         self._samples: dict[str, Samples] = {}
         self._whole: tuple[Samples, Split] | None = None  # the training files, and their parts in a fold
         self._cached: dict[tuple[str, View], CachedPairs] = {}
-        self._check_options()
         self._train_view = View(scale, scale_target=True)
-        self._eval_view = View(scale, crop=None if self._val_crop is None else _height_and_width(self._val_crop))
-
-    def _check_options(self) -> None:
-        problems = Problems("the data config")
-        for name in ("batch_size", "eval_batch_size", "max_pixels"):
-            value = getattr(self, f"_{name}")
-            if (name, value) != ("batch_size", "auto") and (not isinstance(value, int) or value < 1):
-                problems.add(f"data.{name}: found {value!r}, expected a whole number of at least 1")
-        if self._crop != "auto" and not _is_size(self._crop):
-            problems.add(f"data.crop: found {self._crop!r}, expected 'auto', one number or [height, width]")
-        if self._val_crop is not None and not _is_size(self._val_crop):
-            expected = "one number, [height, width], or none for whole images"
-            problems.add(f"data.val_crop: found {self._val_crop!r}, expected {expected}")
-        if isinstance(self._scale, bool) or not isinstance(self._scale, int | float) or not 0 < self._scale <= 1:
-            problems.add(
-                f"data.scale: found {self._scale!r}, expected a number above 0 and at most 1, as 0.5 for half the "
-                "resolution; training crops are enlarged by augment.scale"
-            )
-        if not isinstance(self._workers, int) or self._workers < 0:
-            problems.add(f"data.workers: found {self._workers!r}, expected 'auto' or a whole number from 0")
-        choices = {
-            "cache": (self._cache, get_args(Cache)),
-            "sampling": (self._sampling, get_args(Sampling)),
-            "verify": (self._verify, get_args(Verify)),
-        }
-        for name, (found, known) in choices.items():
-            if found not in known:
-                expected = " or ".join(map(repr, known))
-                problems.add(f"data.{name}: found {found!r}, expected {expected}.{did_you_mean(str(found), known)}")
+        self._eval_view = View(scale, crop=None if isinstance(val_crop, str | None) else _height_and_width(val_crop))
+        problems = Problems("the data config")  # types are checked with the config
+        at_least_1 = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_pixels": max_pixels}
+        for name, found in (at_least_1 | {"crop": crop, "val_crop": val_crop}).items():
+            if not isinstance(found, str | None) and min(_height_and_width(found)) < 1:
+                problems.add(f"data.{name}: found {found}, expected a whole number of at least 1")
+        if self._workers < 0:
+            problems.add(f"data.workers: found {workers}, expected 'auto' or a whole number from 0")
+        if not 0 < scale <= 1:
+            expected = "a number above 0 and at most 1, as 0.5 for half the resolution"
+            problems.add(f"data.scale: found {scale}, expected {expected}; augment.scale enlarges training crops")
         if unknown := set(self._scenes) - {"train", "val", "size", "seed"}:
             problems.add(f"data.scenes: found {', '.join(sorted(unknown))}, expected only train, val, size and seed")
         problems.raise_if_any(ConfigError)
@@ -174,30 +145,30 @@ class SegmentationDataModule(pl.LightningDataModule):
         """Train and validate on the folders' own splits.
 
         Raises:
-            DataError: if a file is unsound, or one split leaks into the other.
+            DataError: if one is unsound, or leaks into the other.
         """
         self.index(["train", "val"])
         train, val = self.samples("train"), self.samples("val")
-        names, nothing = train.names() + val.names(), np.zeros(0, np.int64)
-        split = Split(np.arange(len(train)), np.arange(len(train), len(names)), nothing)
-        check_leaks(train.root, names, split)
-        self.split = names, split
+        names, every = train.names() + val.names(), np.arange(len(train) + len(val))
+        self.split = names, Split(every[: len(train)], every[len(train) :], every[:0])
+        check_leaks(train.root, *self.split)
 
     def divide(self, strategy: Strategy, fold: int) -> None:
         """Make the training files the train, val and test split of a fold.
 
         Raises:
-            CitysegError: if they cannot be divided so, or a part leaks into another.
+            CitysegError: if they cannot be that.
         """
         full = self.samples("train")
-        images = TrainingImages(full.names(), lambda: self.cities(full.names()), lambda: image_class_pixels(self))
+        names = full.names()
+        images = TrainingImages(names, lambda: self.cities(names), lambda: image_class_pixels(self))
         split = strategy(images, fold)
-        check_leaks(full.root, full.names(), split, strategy.groups_of(images))
-        self.split, self._whole = (full.names(), split), (full, split)
+        check_leaks(full.root, names, split, strategy.groups_of(images))
+        self.split, self._whole = (names, split), (full, split)
         self._samples = {part: full.select(indices) for part, indices in split.items()}
 
     def fit_labels(self) -> dict[str, Any]:
-        """Find in the training labels what a layout does not know of its classes; called once, before training.
+        """Find in the training labels what a layout does not know of its classes, once, before training.
 
         Returns:
             Arguments of the layout that make the same classes without finding them again.
@@ -217,23 +188,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         photos = "" if self._scale == 1 else f", photos loaded at {self._scale} of their resolution"
         return f"{what} at the resolution of the ground truth{photos}"
 
-    @property
-    def batch_size(self) -> int | Literal["auto"]:
-        """Training crops a step, on each device."""
-        return self._batch_size
-
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        self._batch_size = value
-
     def index(self, splits: Sequence[str]) -> None:
-        """Find and check the files of some splits, once, collecting all problems.
+        """Find and check the files of some splits, once.
 
         Raises:
             DataError: with every problem of every split.
         """
-        missing = [split for split in splits if split not in self._samples]
-        if not missing:
+        if not (missing := [split for split in splits if split not in self._samples]):
             return
         root = self._resolve_root()
         problems = Problems(f"the data in {root} (data={self.layout})")
@@ -242,31 +203,20 @@ class SegmentationDataModule(pl.LightningDataModule):
                 problems.add(f"no split {split!r}", fix=f"split is one of {', '.join(self.splits)}")
                 continue
             samples = self.find(root, split, problems)
-            sound = not problems
-            full = self._verify == "full"
+            sound, full = not problems, self._verify == "full"
             check(samples, self.reader, full=full, problems=problems, max_pixels=self._max_pixels)
             if sound and not problems:
                 self.check_split(samples, problems)
             self._samples[split] = samples
         problems.raise_if_any(DataError)
 
-    def check_root(self) -> None:
-        """See that the folder is there, before anything slow starts.
-
-        Raises:
-            DataError: if it is not.
-        """
-        check_data_root(self._root)
-
     def _resolve_root(self) -> Path:
-        self.check_root()
-        if self._root is None:
-            if self.layout not in get_args(Layout):
-                raise ConfigError(
-                    f"data.root: found null, expected a folder: data={self.layout} has no built-in scenes"
-                )
-            return scenes_root(cast(Layout, self.layout), cache_dir=self.cache_dir, **self._scenes)
-        return Path(self._root).expanduser().absolute()
+        check_data_root(self._root)
+        if self._root is not None:
+            return Path(os.path.abspath(Path(self._root).expanduser()))
+        if self.layout not in get_args(Layout):
+            raise ConfigError(f"data.root: found null, expected a folder: data={self.layout} has no built-in scenes")
+        return scenes_root(cast(Layout, self.layout), cache_dir=self.cache_dir, **self._scenes)
 
     def samples(self, split: str) -> Samples:
         """The checked samples of a split.
@@ -279,11 +229,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def crop_size(self) -> tuple[int, int]:
         """Height and width of training crops, in pixels of the scaled photos."""
-        sizes = self._train_view.photo_sizes(self.samples("train").sizes)
-        height, width = (int(side) for side in sizes.max(axis=0))
-        if self._crop == "auto":
-            return _auto_side(height), _auto_side(width)
-        wanted = _height_and_width(self._crop)
+        height, width = self._train_view.photo_sizes(self.samples("train").sizes).max(axis=0).tolist()
+        wanted = (_auto_side(height), _auto_side(width)) if self._crop == "auto" else _height_and_width(self._crop)
         return min(wanted[0], height), min(wanted[1], width)
 
     def eval_sizes(self, split: str) -> npt.NDArray[np.int32]:
@@ -295,36 +242,29 @@ class SegmentationDataModule(pl.LightningDataModule):
         return len(np.unique(self.eval_sizes("val"), axis=0)) <= 1
 
     def setup(self, stage: str) -> None:
-        """Check and cache the files that a stage needs; called by the trainer before loader workers start."""
-        if stage == "fit":
-            self.index(["train", "val"])
-            if self._cache != "none" and not self._cached:
-                self._fill_cache()
+        """Before loader workers start, check and cache the files of training.
 
-    def _fill_cache(self) -> None:
-        """Decode the splits of a run: a process its own parts in memory, or all together whole splits on disk.
-
-        Raises:
-            DataError: if they do not fit, before anything is decoded.
+        A process decodes its own parts into memory, or all together whole splits onto the disk.
         """
+        if stage != "fit":
+            return
+        self.index(["train", "val"])
+        if self._cache == "none" or self._cached:
+            return
         views = {"train": self._train_view, "val": self._eval_view}
-        disk = self._cache == "disk"
-        whole = self._whole if disk else None
-        if whole is None:
-            named = [(split, self.samples(split), view) for split, view in views.items()]
-        else:
+        if self._cache == "disk" and self._whole is not None:  # the parts of a fold are of the one whole split
+            samples, split = self._whole
             views["test"] = self._eval_view
-            named = [("train", whole[0], view) for view in views.values()]
-        wanted = [Undecoded(name, FilePairs(samples, self.reader, view)) for name, samples, view in named]
-        copies = self.trainer.num_devices if self.trainer is not None else 1
-        cached = on_disk(self.cache_dir, wanted) if disk else in_memory(wanted, copies)
-        if whole is not None:
-            cached = [replace(one, indices=part) for one, (_, part) in zip(cached, whole[1].items(), strict=True)]
+            whole = on_disk(self.cache_dir, [FilePairs("train", samples, self.reader, view) for view in views.values()])
+            cached = [replace(one, indices=part) for one, part in zip(whole, split, strict=True)]
+        else:
+            wanted = [FilePairs(split, self.samples(split), self.reader, view) for split, view in views.items()]
+            copies = self.trainer.num_devices if self.trainer is not None else 1
+            cached = on_disk(self.cache_dir, wanted) if self._cache == "disk" else in_memory(wanted, copies)
         self._cached = dict(zip(views.items(), cached, strict=True))
 
     def _pairs(self, split: str, view: View) -> Pairs:
-        cached = self._cached.get((split, view))
-        return FilePairs(self.samples(split), self.reader, view) if cached is None else cached
+        return self._cached.get((split, view)) or FilePairs(split, self.samples(split), self.reader, view)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Augmented crops of the training split, in an order of their own for each epoch."""
@@ -332,8 +272,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset = TrainDataset(pairs, self._augment, self.crop_size(), self._seed)
         balanced = self._sampling == "class_balanced"
         probabilities = class_balanced_probabilities(image_class_pixels(self)) if balanced else None
-        assert self._batch_size != "auto"
-        batches = TrainBatches(len(pairs), self._batch_size, self._seed, *self._processes("train"), probabilities)
+        assert self.batch_size != "auto"
+        batches = TrainBatches(len(pairs), self.batch_size, self._seed, *self._processes("train"), probabilities)
         return self._loader(dataset, batches, TrainLoader)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -347,10 +287,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self._loader(WholeDataset(self._pairs(split, self._eval_view), sizes), batches)
 
     def _loader(
-        self,
-        dataset: TrainDataset | WholeDataset,
-        batches: Sampler[Any],
-        kind: type[DataLoader[Batch]] = DataLoader,
+        self, dataset: Dataset[Batch], batches: Sampler[Any], kind: type[DataLoader[Batch]] = DataLoader
     ) -> DataLoader[Batch]:
         notice_lost_workers()
         return kind(
@@ -382,11 +319,5 @@ def _auto_side(photo: int) -> int:
     return max(min(512, photo * 3 // 4 // 32 * 32), min(photo, 32))
 
 
-def _is_size(value: Any) -> bool:
-    """Whether a config value is one side or [height, width]."""
-    sides = value if isinstance(value, list | tuple) else (value, value)
-    return len(sides) == 2 and all(isinstance(side, int) and side > 0 and side is not True for side in sides)
-
-
-def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+def _height_and_width(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])

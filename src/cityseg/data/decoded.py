@@ -1,22 +1,23 @@
-"""Decoded samples: one array for all pictures of a split, in memory or mapped from a file."""
+"""Samples as arrays: decoded whenever they are asked for, or once, into memory or a file."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.filesize import decimal as readable_bytes
 from torch import Tensor
 
-from cityseg.data.loading import FilePairs
-from cityseg.data.samples import Pair, in_threads, progress
+from cityseg.data.samples import Pair, Reader, Samples, in_threads, progress
 from cityseg.errors import DataError
 from cityseg.labels import ByteArray
 
@@ -25,7 +26,56 @@ log = logging.getLogger(__name__)
 USABLE = 0.9
 """Share of the free memory or disk that a cache may take: the network, loaders and checkpoints need some too."""
 
+PHOTOS, TARGETS = 3, 0
+"""Channels of what is decoded: photos are ``(h, w, 3)``, targets ``(H, W)``."""
+
 Sizes = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class View:
+    """How much of a decoded sample is used, and at which size."""
+
+    scale: float = 1.0  # size of the photo, relative to the file's
+    scale_target: bool = False  # for training, not for scores
+    crop: tuple[int, int] | None = None  # of the centre that is cut out first, in the file's pixels; None is everything
+
+    def photo_sizes(self, sizes: Sizes) -> Sizes:
+        """Height and width ``(..., 2)`` of photos, from those in the files."""
+        return np.asarray(np.maximum(np.rint(self._cut(sizes) * self.scale), 1), np.int32)
+
+    def target_sizes(self, sizes: Sizes) -> Sizes:
+        """Height and width ``(..., 2)`` of targets, from those of the photos in the files."""
+        return self.photo_sizes(sizes) if self.scale_target else self._cut(sizes)
+
+    def _cut(self, sizes: Sizes) -> Sizes:
+        return sizes if self.crop is None else np.minimum(sizes, np.asarray(self.crop, np.int32))
+
+    def __call__(self, pair: Pair) -> Pair:
+        """Cut and scale one sample."""
+        photo, target = pair
+        if self.crop is not None:
+            photo, target = _centre(photo, self.crop), None if target is None else _centre(target, self.crop)
+        if self.scale != 1:
+            height, width = self.photo_sizes(np.array(pair.photo.shape[:2], np.int32)).tolist()
+            photo = np.asarray(cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+            if target is not None and self.scale_target:
+                target = cv2.resize(target, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[assignment]
+        return Pair(photo, target)
+
+
+def _centre(picture: ByteArray, size: tuple[int, int]) -> ByteArray:
+    top, left = (max(length - side, 0) // 2 for length, side in zip(picture.shape, size, strict=False))
+    return picture[top : top + size[0], left : left + size[1]]
+
+
+def _lengths(sizes: Sizes, channels: int) -> npt.NDArray[np.int64]:
+    return np.asarray(sizes.astype(np.int64).prod(axis=1) * max(channels, 1), np.int64)
+
+
+def bytes_needed(sizes: Sizes, channels: int) -> int:
+    """Bytes of pictures of these sizes ``(N, 2)``."""
+    return int(_lengths(sizes, channels).sum())
 
 
 class Stack:
@@ -36,16 +86,14 @@ class Stack:
     and map a file themselves.
 
     Args:
-        data: uint8, flat, of :meth:`bytes_needed`; or a file of these bytes, of which only the pages that are looked at
-            are read, and which counts as in use while the stack lives.
+        data: flat, uint8; or a file of these bytes, read where it is looked at, and in use while the stack lives.
         sizes: ``(N, 2)`` height and width of each picture.
-        channels: 3 for photos; 0 for targets, which are ``(H, W)``.
+        channels: :data:`PHOTOS` or :data:`TARGETS`.
     """
 
-    def __init__(self, data: Tensor | Path, sizes: Sizes, channels: int = 0) -> None:
-        self._data, self._sizes = data, sizes
-        self._channels = (channels,) if channels else ()
-        self._starts = np.cumsum([0, *(sizes.astype(np.int64).prod(axis=1) * max(channels, 1))])
+    def __init__(self, data: Tensor | Path, sizes: Sizes, channels: int) -> None:
+        self._data, self._sizes, self._channels = data, sizes, channels
+        self._starts = np.cumsum(_lengths(sizes, channels)) - _lengths(sizes, channels)
         if isinstance(data, Path):
             import fcntl  # not on Windows, where all else in this module works
 
@@ -55,16 +103,7 @@ class Stack:
 
     def __reduce__(self) -> tuple[type[Stack], tuple[Tensor | Path, Sizes, int]]:
         """What another process makes the stack of."""
-        return Stack, (self._data, self._sizes, sum(self._channels))
-
-    @staticmethod
-    def bytes_needed(sizes: Sizes, channels: int = 0) -> int:
-        """Length of the flat array that holds pictures of these sizes."""
-        return int(sizes.astype(np.int64).prod(axis=1).sum()) * max(channels, 1)
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self._sizes)
+        return Stack, (self._data, self._sizes, self._channels)
 
     def __getitem__(self, index: int) -> ByteArray:
         """One picture, read-only and without a copy."""
@@ -77,7 +116,7 @@ class Stack:
         self._picture(index)[...] = picture
 
     def _picture(self, index: int) -> ByteArray:
-        shape = (*self._sizes[index].tolist(), *self._channels)
+        shape = (*self._sizes[index].tolist(), *([self._channels] if self._channels else []))
         start = int(self._starts[index])
         # A tensor's array is not kept: handing the tensor to another process moves its bytes.
         flat = self._mapped if isinstance(self._data, Path) else self._data.numpy()
@@ -85,108 +124,92 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class CachedPairs:
-    """The samples of a split, decoded; see :class:`cityseg.data.loading.Pairs`.
+class FilePairs:
+    """The samples of a split, named `split`, decoded from their files whenever they are asked for."""
 
-    Attributes:
-        photos: ``(h, w, 3)`` uint8 each.
-        targets: ``(H, W)`` uint8 each.
-        indices: ``(N,)`` positions of the samples in the stacks; None for all of them.
-    """
-
-    photos: Stack
-    targets: Stack
-    indices: npt.NDArray[np.int64] | None = None
+    split: str
+    samples: Samples
+    reader: Reader
+    view: View
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.photos if self.indices is None else self.indices)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Pair:
-        """One sample, read-only."""
-        position = index if self.indices is None else int(self.indices[index])
-        return Pair(self.photos[position], self.targets[position])
-
-
-class Undecoded(NamedTuple):
-    """What is to be decoded: the name of a split of the layout, and its samples."""
-
-    name: str
-    pairs: FilePairs
+        """One sample; FileProblem names a file that cannot be decoded."""
+        return self.view(self.reader(self.samples.photo(index), self.samples.label(index)))
 
     def sizes(self, channels: int) -> Sizes:
-        """Height and width ``(N, 2)`` of the photos (3 channels) or targets (0)."""
-        view, in_files = self.pairs.view, self.pairs.samples.sizes
-        return view.photo_sizes(in_files) if channels else view.target_sizes(in_files)
+        """Height and width ``(N, 2)`` of the photos or targets."""
+        return (self.view.photo_sizes if channels == PHOTOS else self.view.target_sizes)(self.samples.sizes)
 
     def decode(self, photos: Stack | None, targets: Stack | None) -> None:
-        """Decode every sample into the given stacks, in parallel, with a progress bar.
-
-        Raises:
-            FileProblem: naming a file that cannot be decoded.
-        """
+        """Decode every sample into the given stacks, in parallel, with a progress bar."""
 
         def decode(index: int) -> None:
-            photo, target = self.pairs[index]
-            assert target is not None
-            if photos is not None:
-                photos[index] = photo
-            if targets is not None:
-                targets[index] = target
+            for stack, picture in zip((photos, targets), self[index], strict=True):
+                if stack is not None:
+                    assert picture is not None
+                    stack[index] = picture
 
         # Threads: decoders let go of Python's lock, and what dies with the process cannot hold on to a file's lock.
-        indices = range(len(self.pairs))
-        for _ in progress(in_threads(decode, indices), len(indices), f"caching {self.name} photos"):
+        for _ in progress(in_threads(decode, range(len(self))), len(self), f"caching {self.split} photos"):
             pass
 
 
-def in_memory(splits: Sequence[Undecoded], copies: int) -> list[CachedPairs]:
-    """Decode samples into memory, before loader workers start: forked ones share it as it is.
+@dataclass(frozen=True)
+class CachedPairs:
+    """The samples of a split, decoded once; `indices` ``(N,)`` are their positions in the stacks."""
 
-    Args:
-        splits: what is to be decoded.
-        copies: processes on this machine that do the same.
+    photos: Stack
+    targets: Stack
+    indices: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Pair:
+        """One sample, read-only."""
+        position = int(self.indices[index])
+        return Pair(self.photos[position], self.targets[position])
+
+
+Pairs = FilePairs | CachedPairs
+"""The samples of a split as the network's side sees them."""
+
+
+def in_memory(splits: Sequence[FilePairs], copies: int) -> list[CachedPairs]:
+    """Decode samples into memory, as `copies` processes do, before loader workers start: forked ones share it.
 
     Raises:
         DataError: if they do not fit, before anything is decoded; naming a file that cannot be decoded.
     """
-    sizes = [[Stack.bytes_needed(split.sizes(channels), channels) for channels in (3, 0)] for split in splits]
+    bytes_of = [[bytes_needed(split.sizes(channels), channels) for channels in (PHOTOS, TARGETS)] for split in splits]
     each = f" in each of {copies} processes" if copies > 1 else ""
-    needed, available = sum(map(sum, sizes)), available_memory()
+    needed, available = sum(map(sum, bytes_of)), available_memory()
     if needed * copies > USABLE * available:
-        counts = " and ".join(f"{len(split.pairs)} {split.name}" for split in splits)
+        counts = " and ".join(f"{len(split)} {split.split}" for split in splits)
         raise DataError(
             f"data.cache=ram: {counts} photos take {readable_bytes(needed)}{each}, expected at most {USABLE:.0%} of "
             f"the {readable_bytes(available)} of memory that are available. Fix: data.cache=disk, data.cache=none, or "
             "a smaller data.scale"
         )
     cached = []
-    for split, bytes_of in zip(splits, sizes, strict=True):
-        log.info("caching %d %s photos: %s%s", len(split.pairs), split.name, readable_bytes(sum(bytes_of)), each)
+    for split, lengths in zip(splits, bytes_of, strict=True):
+        log.info("caching %d %s photos: %s%s", len(split), split.split, readable_bytes(sum(lengths)), each)
         photos, targets = (
-            Stack(torch.empty(count, dtype=torch.uint8), split.sizes(channels), channels)
-            for count, channels in zip(bytes_of, (3, 0), strict=True)
+            Stack(torch.empty(length, dtype=torch.uint8), split.sizes(channels), channels)
+            for length, channels in zip(lengths, (PHOTOS, TARGETS), strict=True)
         )
         split.decode(photos, targets)
-        cached.append(CachedPairs(photos, targets))
+        cached.append(CachedPairs(photos, targets, np.arange(len(split))))
     return cached
 
 
 def available_memory() -> int:
     """Bytes of memory that programs can still take; where the system does not tell, half of what is built in."""
     table = Path("/proc/meminfo")
-    if table.is_file():
-        for line in table.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def readable_bytes(count: int) -> str:
-    """A number of bytes as people read it.
-
-    >>> readable_bytes(253_700_000), readable_bytes(23_400_000_000)
-    ('254 MB', '23.4 GB')
-    """
-    value, unit = (count / 1e9, "GB") if count >= 1e9 else (count / 1e6, "MB")
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    told = re.search(r"MemAvailable:\s*(\d+)", table.read_text() if table.is_file() else "")
+    return int(told[1]) * 1024 if told else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -8,47 +8,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cityseg.data.color_labels import ForeignColorsError, PaletteDecoder
+from cityseg.data.color_labels import PaletteDecoder
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.gtfine import table_reader
-from cityseg.data.images import Header, read_photo
-from cityseg.data.samples import Pair, Reader, Samples, describe_folder, list_files, match_labels
-from cityseg.errors import ConfigError, FileProblem, Problems
-from cityseg.labels import CITYSCAPES_LABELS, VOID, custom_label_space
+from cityseg.data.images import read_photo
+from cityseg.data.samples import Reader, Samples, describe_folder, list_files, match_labels
+from cityseg.data.scenes import SCENE_CLASSES
+from cityseg.errors import ConfigError, DataError, FileProblem, Problems
+from cityseg.labels import CITYSCAPES_LABELS, VOID, ByteArray, custom_label_space
 
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
-class ColorMaskReader:
-    """Reads a photo and a mask painted in the class colours, every pixel exactly one of them.
-
-    Attributes:
-        decode: mask colours ``(H, W, 3)`` uint8 -> train ids ``(H, W)`` uint8.
-    """
+class ColorMaskReader(Reader):
+    """Reads masks painted in the class colours, every pixel exactly one of them."""
 
     decode: PaletteDecoder
 
-    def __call__(self, photo: Path, label: Path | None) -> Pair:
-        """Decode one sample, see :class:`cityseg.data.samples.Reader`."""
-        if label is None:
-            return Pair(read_photo(photo), None)
+    def target(self, label: Path) -> ByteArray:
+        """Train ids of a mask, see :class:`Reader`."""
+        colors = read_photo(label)
         try:
-            return Pair(read_photo(photo), self.decode.decode_exact(read_photo(label)))
-        except ForeignColorsError as error:
+            return self.decode.decode_exact(colors)
+        except DataError as error:
             raise FileProblem(label, "mask colours that belong to no class", str(error)) from error
-
-    def photo_size(self, path: Path, header: Header) -> tuple[int, int]:
-        """Height and width of the photo."""
-        return header.height, header.width
 
 
 class FoldersDataModule(SegmentationDataModule):
     """Photos and masks in two folders a split.
 
     Args:
-        root: folder with ``train/images``, ``train/masks``, ``val/images``, ``val/masks``; a split without masks can
-            be predicted. None for the built-in scenes.
+        root: folder with ``train/images``, ``train/masks``, ``val/images``, ``val/masks``.
         classes: class name -> ``[R, G, B]``, train ids in this order; the name ``void`` marks what is ignored.
         labels: ``ids`` for masks that hold train ids (255 is void), ``palette`` for masks painted in class colours.
         options: see :class:`SegmentationDataModule`.
@@ -65,24 +56,27 @@ class FoldersDataModule(SegmentationDataModule):
         labels: Literal["ids", "palette"] = "ids",
         **options: Any,
     ) -> None:
-        if root is not None and not classes:
+        if root is None:
+            colors = {label.name: label.color for label in CITYSCAPES_LABELS}
+            classes, labels = {name: colors[name] for name in SCENE_CLASSES}, "ids"
+        if not classes:
             raise ConfigError(
                 "data.classes: found none, expected the names and colours of your classes; put them in a YAML, or type "
                 "'data.classes={road: [128, 64, 128], car: [0, 0, 142]}'"
             )
-        if labels not in ("ids", "palette"):
-            raise ConfigError(f"data.labels: found {labels!r}, expected 'ids' or 'palette'")
-        space = custom_label_space(classes if root is not None and classes else _scene_classes())
+        space = custom_label_space(classes)
         super().__init__(root, space, **options)
-        count = space.num_classes
-        if root is not None and labels == "palette":
-            self.reader: Reader = ColorMaskReader(PaletteDecoder(space, None))
-        else:
+        if labels == "palette":
+            self.reader = ColorMaskReader(PaletteDecoder(space, None))
+        elif labels == "ids":
+            count = space.num_classes
             hint = (
                 f"expected are train ids 0 to {count - 1} and {VOID} (data.classes names {count} classes); label ids "
                 "instead of train ids? for masks of colours set data.labels=palette"
             )
             self.reader = table_reader({i: i for i in (*range(count), VOID)}, hint)
+        else:
+            raise ConfigError(f"data.labels: found {labels!r}, expected 'ids' or 'palette'")
 
     def find(self, root: Path, split: str, problems: Problems) -> Samples:
         """List the photos of a split, in numeric order, with the masks of the same name."""
@@ -92,7 +86,8 @@ class FoldersDataModule(SegmentationDataModule):
             problems.add(
                 f"no photos for split {split!r}",
                 f"searched {images}/*; {describe_folder(root, split, 'images')}",
-                fix="arrange the files as SPLIT/images/NAME.jpg and SPLIT/masks/NAME.png",
+                fix="arrange the files as SPLIT/images/NAME.jpg and SPLIT/masks/NAME.png"
+                + (", or hold out folds of train: fold=0" if split == "val" else ""),
             )
             return Samples.from_paths(root, [], None)
         labels = list_files(root, masks, frozenset({".png"}))
@@ -111,10 +106,3 @@ class FoldersDataModule(SegmentationDataModule):
 
 def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
-
-
-def _scene_classes() -> dict[str, Sequence[int]]:
-    from cityseg.data.scenes import SCENE_CLASSES
-
-    colors = {label.name: label.color for label in CITYSCAPES_LABELS}
-    return {name: colors[name] for name in SCENE_CLASSES}

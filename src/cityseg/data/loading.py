@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, NotRequired, Protocol, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import cv2
 import numpy as np
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data._utils import signal_handling
 
-from cityseg.data.samples import Pair, Reader, Samples
+from cityseg.data.decoded import Pairs
 from cityseg.data.transforms import Augment
+from cityseg.labels import ByteArray
 from cityseg.machine import available_cores
 
 log = logging.getLogger(__name__)
@@ -38,143 +39,36 @@ class Batch(TypedDict):
     """``(B, 2)`` int64, height and width that predictions are wanted at where there is no target to tell."""
 
 
-class Pairs(Protocol):
-    """The samples of a split as the network's side sees them: read from the files each time, or out of a cache."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Pair:
-        """Photo ``(h, w, 3)`` and target ``(H, W)``, or None, of one sample; not to be written to."""
-        ...
-
-
-@dataclass(frozen=True)
-class View:
-    """How much of a decoded sample is used, and at which size.
-
-    Attributes:
-        scale: size of the photo, relative to the file's.
-        scale_target: whether the target is scaled too: for training, not for scores.
-        crop: height and width of the centre that is cut out first, in the file's pixels; None is everything.
-    """
-
-    scale: float = 1.0
-    scale_target: bool = False
-    crop: tuple[int, int] | None = None
-
-    def photo_sizes(self, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Height and width ``(..., 2)`` of photos, from those in the files."""
-        return np.asarray(np.maximum(np.rint(self._cut_sizes(sizes) * self.scale), 1), np.int32)
-
-    def target_sizes(self, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Height and width ``(..., 2)`` of targets, from those of the photos in the files."""
-        return self.photo_sizes(sizes) if self.scale_target else self._cut_sizes(sizes)
-
-    def _cut_sizes(self, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        return sizes if self.crop is None else np.minimum(sizes, np.asarray(self.crop, np.int32))
-
-    def __call__(self, pair: Pair) -> Pair:
-        """Cut and scale one sample."""
-        photo, target = pair
-        if self.crop is not None:
-            photo = _centre(photo, self.crop)
-            target = None if target is None else _centre(target, self.crop)
-        if self.scale != 1:
-            height, width = self.photo_sizes(np.array(pair.photo.shape[:2], np.int32)).tolist()
-            photo = np.asarray(cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-            if target is not None and self.scale_target:
-                target = cv2.resize(target, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[assignment]
-        return Pair(photo, target)
-
-
-def _centre(picture: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    top, left = (max(length - side, 0) // 2 for length, side in zip(picture.shape, size, strict=False))
-    return picture[top : top + size[0], left : left + size[1]]
-
-
-@dataclass
-class FilePairs:
-    """Samples decoded from their files whenever they are asked for.
-
-    Attributes:
-        samples: the files.
-        reader: decodes them.
-        view: what is used of them.
-    """
-
-    samples: Samples
-    reader: Reader
-    view: View
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Pair:
-        """One sample, see :class:`Pairs`.
-
-        Raises:
-            FileProblem: naming the file, if it cannot be decoded.
-        """
-        return self.view(self.reader(self.samples.photo(index), self.samples.label(index)))
-
-
 class Key(NamedTuple):
-    """Which sample, as seen in which epoch. Samplers hand out keys, so that workers need no state of their own.
-
-    Attributes:
-        epoch: from 0.
-        sample: position in the split.
-        draw: how often the sample was drawn before in this epoch, so that its crops differ.
-    """
+    """Which sample, as seen in which epoch; samplers hand out keys, so that workers need no state of their own."""
 
     epoch: int
     sample: int
-    draw: int = 0
+    draw: int = 0  # how often the sample was drawn before in this epoch, so that its crops differ
 
 
 @dataclass
 class TrainDataset(Dataset[Batch]):
-    """Random crops of a split; the randomness of a crop comes from the seed and its key.
-
-    Attributes:
-        pairs: the samples.
-        augment: draws the crop.
-        crop: height and width of crops.
-        seed: of the run.
-    """
+    """Random crops, of a height and width, of a split; a crop's randomness comes from the run's seed and its key."""
 
     pairs: Pairs
     augment: Augment
     crop: tuple[int, int]
     seed: int
 
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.pairs)
-
     def __getitem__(self, key: Key) -> Batch:
         """One crop, without the batch dimension."""
         epoch, index, draw = key
         rng = np.random.default_rng((self.seed, epoch, index, *([draw] if draw else [])))
-        photo, target = self.augment(self.pairs[index], self.crop, rng)
-        assert target is not None
-        return {"photo": _photo_tensor(photo), "target": _target_tensor(target), "index": torch.tensor(index)}
+        return _batch(index, *self.augment(self.pairs[index], self.crop, rng))
 
 
 @dataclass
 class WholeDataset(Dataset[Batch]):
-    """Whole images of a split, for validation, test and prediction.
-
-    Attributes:
-        pairs: the samples.
-        sizes: ``(N, 2)`` int32, height and width that predictions are wanted at.
-    """
+    """Whole images of a split, for validation, test and prediction."""
 
     pairs: Pairs
-    sizes: npt.NDArray[np.int32]
+    sizes: npt.NDArray[np.int32]  # (N, 2), height and width that predictions are wanted at
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -182,34 +76,25 @@ class WholeDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """One whole image, without the batch dimension."""
-        photo, target = self.pairs[index]
-        batch: Batch = {"photo": _photo_tensor(photo), "index": torch.tensor(index)}
-        if target is not None:
-            batch["target"] = _target_tensor(target)
-        else:
+        batch = _batch(index, *self.pairs[index])
+        if "target" not in batch:
             batch["size"] = torch.tensor(self.sizes[index].tolist())
         return batch
 
 
-# Both copy: a tensor must not share memory with a sample that a cache holds.
-def _photo_tensor(photo: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.stack(cv2.split(photo)))  # faster than a transposed copy
-
-
-def _target_tensor(target: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(target.copy())
+def _batch(index: int, photo: ByteArray, target: ByteArray | None) -> Batch:
+    # All copied, as a tensor must not share memory with a sample that a cache holds; this is faster than to transpose.
+    batch: Batch = {"photo": torch.from_numpy(np.stack(cv2.split(photo))), "index": torch.tensor(index)}
+    if target is not None:
+        batch["target"] = torch.from_numpy(target.copy())
+    return batch
 
 
 class TrainBatches(Sampler[list[Key]]):
-    """Shuffled batches whose order depends on (seed, epoch) alone.
+    """Shuffled batches of a split of `count` samples, whose order depends on (seed, epoch) alone.
 
-    Args:
-        count: number of samples in the split.
-        batch_size: samples a batch, on this process.
-        seed: of the run.
-        rank: which process this is; each takes every `world`-th batch-sized part of the same order.
-        world: number of processes.
-        probabilities: ``(count,)`` of drawing each sample, with replacement; None for each sample once.
+    Process `rank` of `world` takes every `world`-th part of `batch_size` samples of the same order. With probabilities
+    ``(count,)`` samples are drawn with replacement, else each comes once.
     """
 
     def __init__(
@@ -225,9 +110,7 @@ class TrainBatches(Sampler[list[Key]]):
         self._probabilities = probabilities
         # A last, smaller batch is dropped (batch norm suffers from it) unless it is the only one.
         self._batch_size = min(batch_size, max(count // world, 1))
-        self.epoch = 0
-        self.first = 0
-        """Batch that the next pass starts with."""
+        self.epoch, self.first = 0, 0  # the latter is the batch that the next pass starts with
 
     @property
     def sampler(self) -> TrainBatches:
@@ -290,15 +173,9 @@ class TrainLoader(DataLoader[Batch]):
 
 
 class SameSizeBatches(Sampler[list[int]]):
-    """Batches, in order, of neighbouring samples that have the same size; each process takes its share.
+    """Batches, in order, of neighbouring samples of one size, of ``(N, 2)``; process `rank` of `world` takes its share.
 
     No sample is repeated to make shares equal, so that no figure counts an image twice.
-
-    Args:
-        sizes: ``(N, 2)`` height and width of each sample.
-        batch_size: most samples a batch.
-        rank: which process this is.
-        world: number of processes.
     """
 
     def __init__(self, sizes: npt.NDArray[np.int32], batch_size: int, rank: int = 0, world: int = 1) -> None:
@@ -314,17 +191,7 @@ class SameSizeBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches."""
-        for start, stop in self._batches:
-            yield list(range(int(start), int(stop)))
-
-
-def notice_lost_workers() -> None:
-    """Let torch listen again to workers that die: it does so once, and a trainer that is done has silenced it.
-
-    Without it a batch of theirs is waited for until the timeout.
-    """
-    if hasattr(signal, "SIGCHLD") and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
-        signal_handling._SIGCHLD_handler_set = False
+        return (list(range(int(start), int(stop))) for start, stop in self._batches)
 
 
 def quiet_worker(_: int) -> None:
@@ -344,10 +211,19 @@ def _heed_parent() -> None:
     os._exit(0)
 
 
+def notice_lost_workers() -> None:
+    """Let torch listen again to workers that die, which a trainer that is done has silenced.
+
+    Without it a batch of theirs is waited for until the timeout.
+    """
+    if hasattr(signal, "SIGCHLD") and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
+        signal_handling._SIGCHLD_handler_set = False
+
+
 def automatic_workers() -> int:
     """Loader processes that suit this machine: one a core up to 8 beside a GPU, half the cores where they train too."""
-    cores = available_cores()
-    workers = min(cores, 8) if torch.cuda.is_available() else min(cores // 2, 4)
-    pinned = "pinned memory" if torch.cuda.is_available() else "no pinned memory (no GPU)"
-    log.info("data.workers=auto: %d loader processes on %d cores, %s", workers, cores, pinned)
+    cores, gpu = available_cores(), torch.cuda.is_available()
+    workers = min(cores, 8) if gpu else min(cores // 2, 4)
+    pinned = "pinned memory" if gpu else "no pinned memory (no GPU)"
+    log.info("data.workers=auto: loader processes %d, cores %d, %s", workers, cores, pinned)
     return workers

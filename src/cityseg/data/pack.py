@@ -51,7 +51,7 @@ def pack(
         shard_bytes: size at which a shard is closed.
 
     Raises:
-        CitysegError: if a file is unsound, the folder is not empty, or the system refuses to write.
+        CitysegError: if the data or the folder will not do, or the disk is full.
     """
     if find_spec("webdataset") is None:
         raise ConfigError("packing needs webdataset. Fix: pip install 'cityseg[stream]'")
@@ -60,10 +60,10 @@ def pack(
     options: dict[str, Any] = {"crop": "auto", "batch_size": 1, "eval_batch_size": 1, "workers": 0}
     data = LAYOUTS[layout](root, **(settings or {}), augment=Augment(), **options)
     data.index(splits)
+    about = {"format": FORMAT, "layout": layout, "settings": dict(settings or {}), "time_ns": time.time_ns()}
     try:
         with refusals_named(output):
             output.mkdir(parents=True, exist_ok=True)
-            about = {"format": FORMAT, "layout": layout, "settings": dict(settings or {}), "time_ns": time.time_ns()}
             _write_shards(data, output, splits, shard_bytes, about)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)

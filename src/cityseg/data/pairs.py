@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 
 from cityseg.data.blends import BlendDecoder
-from cityseg.data.cities import numbered_cities
 from cityseg.data.clusters import cluster_space, cluster_warnings, find_centers, numbered_space, sample_colors
 from cityseg.data.color_labels import MAX_DISTANCE, MAX_MEAN_DISTANCE, PaletteDecoder
 from cityseg.data.datamodule import SegmentationDataModule
-from cityseg.data.images import Header, read_photo
-from cityseg.data.samples import Pair, Samples, describe_folder, list_files
-from cityseg.data.splits import Strategy, Stratified
-from cityseg.errors import ConfigError, FileProblem, Problems
+from cityseg.data.images import read_photo
+from cityseg.data.samples import Pair, Reader, Samples, describe_folder, list_files
+from cityseg.data.splits import GROUP_FILE
+from cityseg.errors import ConfigError, DataError, FileProblem, Problems
 from cityseg.labels import VOID, ByteArray
 from cityseg.labels import label_space as named_label_space
 
@@ -27,8 +26,6 @@ log = logging.getLogger(__name__)
 COLOR_CHECK = 16  # composites whose colours are looked at before training
 ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
 NESTED = "cityscapes_data"  # the public archive holds cityscapes_data/cityscapes_data/{train,val}
-
-ColorLabels = Literal["palette", "palette_blend", "kmeans"]
 CLUSTERS, KMEANS_SEED = 10, 42
 _KEYS: dict[str, dict[str, Any]] = {  # keys that one choice of labels alone has, and their defaults
     "palette": {"max_distance": MAX_DISTANCE},
@@ -36,47 +33,47 @@ _KEYS: dict[str, dict[str, Any]] = {  # keys that one choice of labels alone has
     "kmeans": {"clusters": CLUSTERS, "kmeans_seed": KMEANS_SEED, "centers": None},
 }
 
-
-class ColorDecoder(Protocol):
-    """How label colours become train ids. Must be picklable for loader workers."""
-
-    def __call__(self, colors: ByteArray) -> ByteArray:
-        """Label colours ``(H, W, 3)`` uint8 -> train ids ``(H, W)`` uint8."""
-        ...
-
-    def mean_distance(self, colors: ByteArray) -> float:
-        """Mean RGB distance of the pixels ``(H, W, 3)`` uint8 to the nearest class colour."""
-        ...
+CITIES: dict[str, dict[str, int]] = {
+    "train": {
+        "aachen": 174, "bochum": 96, "bremen": 316, "cologne": 154, "darmstadt": 85, "dusseldorf": 221, "erfurt": 109,
+        "hamburg": 248, "hanover": 196, "jena": 119, "krefeld": 99, "monchengladbach": 94, "strasbourg": 365,
+        "stuttgart": 196, "tubingen": 144, "ulm": 95, "weimar": 142, "zurich": 122,
+    },
+    "val": {"frankfurt": 267, "lindau": 59, "munster": 174},
+}  # fmt: skip
+"""Photos with fine labels of each city of Cityscapes (Cordts et al., CVPR 2016), in the order of their file names."""
 
 
 @dataclass(frozen=True)
-class PairsReader:
-    """Splits a composite and decodes the colours of its right half.
+class PairsReader(Reader):
+    """Splits a composite and decodes the colours of its right half."""
 
-    Attributes:
-        decode: label colours ``(H, W, 3)`` uint8 -> train ids ``(H, W)`` uint8; None while the classes are still to
-            be found: then there is no target.
-    """
-
-    decode: ColorDecoder | None
+    decode: PaletteDecoder | None  # None while the classes are still to be found: then there is no target
 
     def __call__(self, photo: Path, label: Path | None) -> Pair:
-        """Decode one sample, see :class:`cityseg.data.samples.Reader`."""
-        photo_half, colors = self.halves(photo)
-        return Pair(photo_half, None if self.decode is None else self.decode(colors))
+        """Decode one sample, see :class:`Reader`."""
+        left, colors = self.halves(photo)
+        return Pair(left, None if self.decode is None else self.decode(colors))
+
+    def target(self, label: Path) -> ByteArray:
+        """Train ids of the right half, see :class:`Reader`."""
+        if self.decode is None:
+            raise ConfigError(
+                "cv=stratified balances the pixels of classes, data.labels=kmeans finds its classes in each fold. "
+                "Fix: cv=kfold or cv=grouped, or data.labels=palette_blend"
+            )
+        return self.decode(self.halves(label)[1])
 
     def halves(self, path: Path) -> tuple[ByteArray, ByteArray]:
         """Photo and label colours of a composite, both ``(H, W, 3)`` uint8 RGB."""
         composite = read_photo(path)
-        _, width = self._half(path, *composite.shape[:2])
+        height, width, _ = composite.shape
+        _, width = self.photo_size(path, (height, width))
         return composite[:, :width], composite[:, width:]
 
-    def photo_size(self, path: Path, header: Header) -> tuple[int, int]:
+    def photo_size(self, path: Path, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the left half."""
-        return self._half(path, header.height, header.width)
-
-    @staticmethod
-    def _half(path: Path, height: int, width: int) -> tuple[int, int]:
+        height, width = size
         if width % 2 or width < 2 * height:
             raise FileProblem(
                 path,
@@ -93,61 +90,54 @@ class PairsDataModule(SegmentationDataModule):
     JPEG and resizing blur the colours, so a label pixel rarely has an exact palette colour.
 
     Args:
-        root: folder with ``train`` and ``val``; the doubled folder of the public archive is found too. None for the
-            built-in scenes.
-        label_space: ``cityscapes19``, ``cityscapes20`` or ``cityscapes_categories``; not used with ``kmeans``, whose
-            classes are the clusters.
-        labels: how colours become train ids. ``palette`` takes the nearest class colour. ``palette_blend`` explains
-            a pixel as a blend of two colours nearby and takes the larger share. ``kmeans`` takes the nearest of the
-            colours that :meth:`fit_labels` finds.
-        max_distance: with ``palette``, RGB distance (0 to 441) beyond which a colour is void; None keeps every pixel.
-        reject_ambiguous: with ``palette_blend``, make blends void that two classes explain about equally well.
-        clusters: with ``kmeans``, number of classes.
-        kmeans_seed: with ``kmeans``, its ``random_state``; also draws the pixels.
-        centers: with ``kmeans``, RGB colours found before; None to find them in the training labels.
+        root: folder with ``train`` and ``val``, also inside the doubled folder of the public archive.
+        label_space: whose colours the labels have; not used with ``kmeans``, whose classes are the clusters.
+        labels: ``palette`` takes the nearest class colour, ``palette_blend`` the larger share of a blend of two colours
+            nearby, ``kmeans`` the nearest of the colours that :meth:`fit_labels` finds.
+        max_distance: of ``palette``, in RGB (0 to 441), beyond which a colour is void; None keeps every pixel.
+        reject_ambiguous: of ``palette_blend``, make blends void that two classes explain about equally well.
+        clusters: of ``kmeans``, number of classes.
+        kmeans_seed: of ``kmeans``, its ``random_state``; also draws the pixels.
+        centers: of ``kmeans``, RGB colours found before; None to find them in the training labels.
         options: see :class:`SegmentationDataModule`.
     """
 
     layout = "pairs"
     splits = ("train", "val", "test")
+    reader: PairsReader
 
     def __init__(
         self,
         root: str | None,
         *,
         label_space: str = "cityscapes19",
-        labels: ColorLabels = "palette",
+        labels: Literal["palette", "palette_blend", "kmeans"] = "palette",
         max_distance: float | None = MAX_DISTANCE,
         reject_ambiguous: bool = True,
         clusters: int = CLUSTERS,
         kmeans_seed: int = KMEANS_SEED,
-        centers: Sequence[Sequence[int]] | None = None,
+        centers: Sequence[tuple[int, int, int]] | None = None,
         **options: Any,
     ) -> None:
         if label_space == "cityscapes_ids":
             raise ConfigError(
                 "data.label_space=cityscapes_ids: colours do not tell all label ids apart; use data=gtfine"
             )
-        _check_keys(
-            labels,
-            max_distance=max_distance,
-            reject_ambiguous=reject_ambiguous,
-            clusters=clusters,
-            kmeans_seed=kmeans_seed,
-            centers=centers,
-        )
-        self._clusters, self._kmeans_seed = clusters, kmeans_seed
-        self._decode: ColorDecoder | None
-        if labels == "kmeans":
-            space = numbered_space(clusters) if centers is None else cluster_space(centers)
-            self._decode = None if centers is None else PaletteDecoder(space, None)
-        else:
+        given = {"max_distance": max_distance, "reject_ambiguous": reject_ambiguous}
+        _check_keys(labels, given | {"clusters": clusters, "kmeans_seed": kmeans_seed, "centers": centers})
+        self._labels, self._clusters, self._kmeans_seed = labels, clusters, kmeans_seed
+        decode: PaletteDecoder | None = None
+        if labels != "kmeans":
             space = named_label_space(label_space)
             blend = labels == "palette_blend"
-            self._decode = BlendDecoder(space, reject_ambiguous) if blend else PaletteDecoder(space, max_distance)
+            decode = BlendDecoder(space, reject_ambiguous) if blend else PaletteDecoder(space, max_distance)
+        elif centers is None:
+            space = numbered_space(clusters)
+        else:
+            space = cluster_space(centers)
+            decode = PaletteDecoder(space, None)
         super().__init__(root, space, **options)
-        self._any_colors = labels == "kmeans"
-        self.reader = self._pairs_reader = PairsReader(self._decode)
+        self.reader = PairsReader(decode)
 
     def fit_labels(self) -> dict[str, Any]:
         """Find the clusters in the labels of the training split; from now on they are the classes.
@@ -155,18 +145,12 @@ class PairsDataModule(SegmentationDataModule):
         Warns, by name, of classes that share out several clusters and of classes that none is left for.
 
         Returns:
-            Their RGB colours in the order of the classes, as the `centers` that make the same classes; nothing where
-            the classes are known.
-
-        Raises:
-            DataError: if a file is unsound, or there are fewer colours than clusters.
+            The `centers` that make the same classes; nothing where the classes are known.
         """
-        if self._decode is not None:
+        if self.reader.decode is not None:
             return {}
-        samples = self.samples("train")
-        colors = sample_colors(
-            lambda index: self._pairs_reader.halves(samples.photo(index))[1], len(samples), self._kmeans_seed
-        )
+        samples, halves = self.samples("train"), self.reader.halves
+        colors = sample_colors(lambda index: halves(samples.photo(index))[1], len(samples), self._kmeans_seed)
         self.label_space = cluster_space(find_centers(colors, self._clusters, self._kmeans_seed))
         log.info(
             "data.labels=kmeans: %d clusters of %d pixels from %d training labels: %s",
@@ -174,37 +158,37 @@ class PairsDataModule(SegmentationDataModule):
         )  # fmt: skip
         for warning in cluster_warnings(self.label_space, colors):
             log.warning("data.labels=kmeans: %s", warning)
-        self._decode = PaletteDecoder(self.label_space, None)
-        self.reader = self._pairs_reader = PairsReader(self._decode)
+        self.reader = PairsReader(PaletteDecoder(self.label_space, None))
         return {"centers": [list(color) for color in self.label_space.colors]}
 
     def cities(self, names: Sequence[str]) -> Sequence[str]:
-        """By number, where the files are as many as the public set has."""
-        return numbered_cities(names)
-
-    def divide(self, strategy: Strategy, fold: int) -> None:
-        """See the base; classes that are found in a fold's training part cannot balance its folds.
-
-        Raises:
-            ConfigError: with ``cv=stratified`` before clusters are found.
-        """
-        if self._decode is None and isinstance(strategy, Stratified):
-            raise ConfigError(
-                "cv=stratified balances the pixels of classes, data.labels=kmeans finds its classes in each fold. "
-                "Fix: cv=kfold or cv=grouped, or data.labels=palette_blend"
-            )
-        super().divide(strategy, fold)
+        """By number: the public image pairs, ``1.jpg, 2.jpg, ...``, follow the sorted Cityscapes file names."""
+        counts = {sum(cities.values()): cities for cities in CITIES.values()}
+        count, stems = len(names), [PurePosixPath(name).stem for name in names]
+        if count not in counts:
+            known = " or ".join(f"{number} ({split})" for number, split in zip(counts, CITIES, strict=True))
+            found = f"found {count} composites, expected exactly {known}"
+        elif odd := [name for name, stem in zip(names, stems, strict=True) if not stem.isdecimal()]:
+            found = f"found {odd[0]}, expected the numbers 1 to {count}"
+        elif gaps := set(range(1, count + 1)) - set(map(int, stems)):
+            found = f"found no number {min(gaps)}, expected the numbers 1 to {count}"
+        else:
+            ordered = [city for city, photos in counts[count].items() for _ in range(photos)]
+            return [ordered[int(stem) - 1] for stem in stems]
+        raise DataError(
+            "the cities of composites are known only where they are numbered as the public image pairs: "
+            f"{found}. Fix: {GROUP_FILE}; or cv=kfold, which ignores cities"
+        )
 
     def find(self, root: Path, split: str, problems: Problems) -> Samples:
         """List the composites of a split in numeric order (2.jpg before 10.jpg)."""
         candidates = [root, root / NESTED, root / NESTED / NESTED]
         base = next((folder for folder in candidates if (folder / split).is_dir()), root)
-        folder = base / split
-        files = list_files(root, folder, ENDINGS)
+        files = list_files(root, base / split, ENDINGS)
         if not files:
             problems.add(
                 f"no composites for split {split!r}",
-                f"searched {folder}/*.jpg, *.jpeg, *.png; {describe_folder(base, split)}",
+                f"searched {base / split}/*.jpg, *.jpeg, *.png; {describe_folder(base, split)}",
                 fix=f"point data.root at the folder that holds {split}/, or choose another layout (data=gtfine, "
                 "data=folders)",
             )
@@ -212,14 +196,12 @@ class PairsDataModule(SegmentationDataModule):
 
     def check_split(self, samples: Samples, problems: Problems) -> None:
         """Refuse composites whose label half is painted in other colours than the classes have; clusters have any."""
-        if self._any_colors or self._decode is None:
+        if self._labels == "kmeans" or self.reader.decode is None:
             return
         checked = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), COLOR_CHECK)).astype(int))
-        distances = {}
-        for index in checked:
-            path = samples.photo(int(index))
-            distances[path.name] = self._decode.mean_distance(self._pairs_reader.halves(path)[1])
-        mean = float(np.mean(list(distances.values()))) if distances else 0.0
+        paths = [samples.photo(int(index)) for index in checked]
+        distances = {path.name: self.reader.decode.mean_distance(self.reader.halves(path)[1]) for path in paths}
+        mean = sum(distances.values()) / max(len(distances), 1)
         if mean > MAX_MEAN_DISTANCE:
             for name, distance in sorted(distances.items(), key=lambda item: -item[1]):
                 problems.add(
@@ -231,35 +213,25 @@ class PairsDataModule(SegmentationDataModule):
                 )
 
 
-def _check_keys(labels: str, **values: Any) -> None:
-    """Check the keys that only some choices of labels have.
-
-    Raises:
-        ConfigError: with every problem.
-    """
-    problems = Problems("the data config")
+def _check_keys(labels: str, given: dict[str, Any]) -> None:
+    """Check the keys that only some choices of labels have."""
     if labels not in _KEYS:
-        problems.add(f"data.labels: found {labels!r}, expected {', '.join(map(repr, _KEYS))}")
+        raise ConfigError(f"data.labels: found {labels!r}, expected {', '.join(map(repr, _KEYS))}")
+    problems = Problems("the data config")
     for choice, defaults in _KEYS.items():
         for key, default in defaults.items():
-            if labels in _KEYS and labels != choice and values[key] != default:
+            if labels != choice and given[key] != default:
                 problems.add(
-                    f"data.{key}: found {values[key]!r}, but data.labels={labels} does not use it",
+                    f"data.{key}: found {given[key]!r}, but data.labels={labels} does not use it",
                     fix=f"data.labels={choice}, or leave out data.{key}",
                 )
-    clusters, seed = values["clusters"], values["kmeans_seed"]
-    if not isinstance(clusters, int) or not 2 <= clusters <= VOID:
-        problems.add(f"data.clusters: found {clusters!r}, expected a whole number from 2 to {VOID}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        problems.add(f"data.kmeans_seed: found {seed!r}, expected a whole number from 0 to {2**32 - 1}")
-    if values["centers"] is not None and not _are_colors(values["centers"], clusters):
+    for key, least, most in (("clusters", 2, VOID), ("kmeans_seed", 0, 2**32 - 1)):
+        if not least <= given[key] <= most:
+            problems.add(f"data.{key}: found {given[key]}, expected a whole number from {least} to {most}")
+    centers, clusters = given["centers"], given["clusters"]
+    if centers is not None and len(centers) != clusters:
         problems.add(
-            f"data.centers: found {values['centers']}, expected {clusters} colours (data.clusters), each [R, G, B]",
+            f"data.centers: found {len(centers)} colours, expected {clusters} (data.clusters)",
             fix="data.centers=null finds them",
         )
     problems.raise_if_any(ConfigError)
-
-
-def _are_colors(values: Sequence[Sequence[int]], count: int) -> bool:
-    colors = np.array(values)
-    return colors.shape == (count, 3) and colors.dtype.kind == "i" and colors.min() >= 0 and colors.max() <= 255

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from cityseg.data.images import FORMATS, MAX_PIXELS, PHOTO_MODES, check_file, check_pixels
+from cityseg.data.images import FORMATS, MAX_PIXELS, PHOTO_MODES, REPLACE, check_file, check_pixels, unreadable
 from cityseg.data.samples import describe_folder
 from cityseg.errors import ConfigError, FileProblem, Problems
 from cityseg.labels import ByteArray
@@ -27,7 +27,6 @@ PICTURES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", 
 VIDEOS = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"])
 
 _FORMATS = [*FORMATS, *(["AVIF"] if ".avif" in Image.registered_extensions() else [])]
-_REPLACE = "copy or download the file again"
 
 
 class Source(NamedTuple):
@@ -50,17 +49,10 @@ class Frame(NamedTuple):
 
 
 def find_sources(wanted: str, leave_out: Sequence[Path] = ()) -> tuple[Path, list[Source]]:
-    """List what is to be predicted.
+    """List what is to be predicted, sorted, and the folder that its names are relative to.
 
     Results are called after the path below the folder, without its ending unless two files differ in nothing else.
-    In folders and for patterns, hidden files and files with other endings are passed over.
-
-    Args:
-        wanted: a file, a folder, or a pattern, in which ``**`` stands for any folders.
-        leave_out: folders of results.
-
-    Returns:
-        The folder that names are relative to, and the sources, sorted.
+    In folders and for patterns, hidden files, files with other endings and folders of results are passed over.
 
     Raises:
         ConfigError: if there is nothing, or results would overwrite each other.
@@ -81,9 +73,11 @@ def find_sources(wanted: str, leave_out: Sequence[Path] = ()) -> tuple[Path, lis
         raise ConfigError(f"input={wanted}: found '..' behind a wildcard, expected it before the first one")
     results = [folder.resolve() for folder in leave_out]
     files = sorted(file for file in known if not any(file.resolve().is_relative_to(folder) for folder in results))
+    if not path.exists() and not glob.has_magic(wanted):
+        raise ConfigError(f"input={wanted}: no such file or folder; {describe_folder(path.parent)}")
     if not files:
         own = f", {len(known)} of them results of predictions" if known else ""
-        there = "" if path.is_dir() else f"; {describe_folder(base)}"
+        there = "" if path.exists() else f"; {describe_folder(base)}"
         raise ConfigError(
             f"input={wanted}: found no pictures and no videos in {len(found)} files{own}{there}. Expected endings are "
             f"{', '.join(sorted(PICTURES | VIDEOS))}"
@@ -97,36 +91,27 @@ def _is_wanted(path: Path) -> bool:
 
 
 def _named(wanted: str, base: Path, files: Sequence[Path]) -> list[Source]:
-    """Give each file a name of its own, also where case does not count.
-
-    Raises:
-        ConfigError: naming the files that would still have the same results.
-    """
+    """Give each file a name of its own, also where case does not count."""
     paths = [file.relative_to(base) for file in files]
-    short = Counter(str(path.with_suffix("")).casefold() for path in paths)
-    names = [path if short[str(path.with_suffix("")).casefold()] > 1 else path.with_suffix("") for path in paths]
+    short = Counter(_folded(path.with_suffix("")) for path in paths)
+    names = [path if short[_folded(path.with_suffix(""))] > 1 else path.with_suffix("") for path in paths]
     sources = [Source(file, name) for file, name in zip(files, names, strict=True)]
-    taken = Counter(str(name).casefold() for name in names)
-    folders = {str(folder).casefold() for name in names for folder in name.parents}
+    taken = Counter(map(_folded, names))
+    folders = {_folded(folder) for name in names for folder in name.parents}
     problems = Problems(f"input={wanted}")
     for source in sources:
-        name = str(source.name).casefold()
-        if taken[name] > 1 or (source.is_video and f"{name}.frames" in folders):
+        if taken[_folded(source.name)] > 1 or (source.is_video and f"{_folded(source.name)}.frames" in folders):
             problems.add("names whose results would collide", str(source.path), fix="rename one of them")
     problems.raise_if_any(ConfigError)
     return sources
 
 
+def _folded(path: Path) -> str:
+    return str(path).casefold()
+
+
 def read_frames(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
-    """The frames of a video, or the one picture, see :func:`read_picture`.
-
-    Args:
-        source: what is read.
-        max_pixels: of a picture or frame; a larger one is refused before it is decoded.
-
-    Raises:
-        FileProblem: naming the file, if it is damaged or of no use.
-    """
+    """The frames of a video, or the one picture, see :func:`read_picture`; none larger than `max_pixels` is decoded."""
     if source.is_video:
         yield from _read_video(source.path, max_pixels)
     else:
@@ -153,13 +138,10 @@ def read_ahead(sources: Iterable[Source], max_pixels: int = MAX_PIXELS) -> Itera
 
 
 def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> ByteArray:
-    """Decode a picture as a viewer shows it, turned as its EXIF says.
+    """Decode a picture to ``(H, W, 3)`` uint8 RGB as a viewer shows it, turned as its EXIF says.
 
     Grey, palette and CMYK pictures become RGB (ICC profiles are not applied), 16 bits become the upper 8, an alpha
     channel is dropped as in training. Of several frames or pages the first is read.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB.
 
     Raises:
         FileProblem: if the file is no whole picture, too large, or of a mode without a fixed range (32 bits).
@@ -171,12 +153,8 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> ByteArray:
             kind, upright = image.format, ImageOps.exif_transpose(image)
     except FileProblem:
         raise
-    except UnidentifiedImageError as error:
-        raise FileProblem(path, "not a picture", f"{path.stat().st_size} bytes", _REPLACE) from error
     except Exception as error:  # decoders raise whatever comes first in damaged data
-        raise FileProblem(
-            path, "damaged picture, or cut short", str(error) or type(error).__name__, _REPLACE
-        ) from error
+        raise unreadable(path, error) from error
     # Pillow before 11 calls the 16 bits of a grey PNG 32.
     if upright.mode.startswith("I;16") or (upright.mode == "I" and kind == "PNG"):
         return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=2)
@@ -199,7 +177,7 @@ def _read_video(path: Path, max_pixels: int) -> Iterator[Frame]:
             count += 1
             yield Frame(np.asarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB), np.uint8), rate)
         if not count:
-            raise FileProblem(path, "no video that OpenCV can read", f"{path.stat().st_size} bytes", _REPLACE)
+            raise FileProblem(path, "no video that OpenCV can read", f"{path.stat().st_size} bytes", REPLACE)
         if count < announced:
             log.warning("%s: %d of %d frames could be read", path, count, announced)
     finally:

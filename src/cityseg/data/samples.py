@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cityseg.data.images import MAX_PIXELS, Header, read_header
-from cityseg.errors import UNPRINTABLE, FileProblem, Problems, printable
+from cityseg.data.images import MAX_PIXELS, read_header, read_photo
+from cityseg.errors import SHOWN, UNPRINTABLE, FileProblem, Problems, printable
 from cityseg.labels import ByteArray
 from cityseg.machine import available_cores
 
 Item = TypeVar("Item")
 
-QUICK_CHECK = 32
-"""Samples of a split that are decoded before training when not everything is."""
+QUICK_CHECK = 32  # samples of a split that are decoded before training when not everything is
 
 
 class Pair(NamedTuple):
@@ -31,38 +32,38 @@ class Pair(NamedTuple):
     target: ByteArray | None
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """How one dataset layout turns the files of a sample into arrays. Must be picklable for loader workers."""
 
     def __call__(self, photo: Path, label: Path | None) -> Pair:
         """Decode one sample.
 
         Raises:
-            FileProblem: naming the file, if it is not what the layout says.
+            FileProblem: naming a file that is not what the layout says.
         """
-        ...
+        return Pair(read_photo(photo), None if label is None else self.target(label))
 
-    def photo_size(self, path: Path, header: Header) -> tuple[int, int]:
-        """Height and width of the photo inside a file with this header.
+    @abstractmethod
+    def target(self, label: Path) -> ByteArray:
+        """Decode a label alone, likewise, to train ids ``(H, W)`` uint8."""
+
+    def photo_size(self, path: Path, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the photo inside a file of this size.
 
         Raises:
-            FileProblem: if a file of this size cannot hold a sample.
+            FileProblem: if there can be none.
         """
-        ...
+        return size
 
 
 @dataclass
 class Samples:
-    """The samples of one split.
-
-    Paths are kept as bytes in arrays, relative to the root: a hundred bytes a sample instead of kilobytes, and
-    loader workers share the memory.
+    """The samples of one split; bytes in arrays take a tenth of what paths do, and loader workers share them.
 
     Attributes:
         root: folder the paths are relative to.
         photos: ``(N,)`` bytes, paths of the photos.
-        labels: ``(N,)`` bytes, paths of the labels, or None for a split without labels. Equal to `photos` where
-            one file holds both.
+        labels: ``(N,)`` bytes, paths of the labels (equal to `photos` where one file holds both); None for none.
         sizes: ``(N, 2)`` int32, height and width of each photo in its file, known after :func:`check`.
     """
 
@@ -106,6 +107,15 @@ class Samples:
         """Name to call results after: the photo's, without its ending."""
         return self.photo(index).stem.removesuffix("_leftImg8bit")
 
+    def fingerprint(self, path_of: Callable[[int], Path | None]) -> str:
+        """A hash that changes when a file is added, removed or replaced: of the names, sizes and times of all."""
+        digest = hashlib.sha256()
+        for path in map(path_of, range(len(self))):
+            assert path is not None
+            found = path.stat()
+            digest.update(f"{path}|{found.st_size}|{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
 
 def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems, max_pixels: int = MAX_PIXELS) -> None:
     """Check every header, decode some samples (or all), and fill in the sizes.
@@ -113,55 +123,48 @@ def check(samples: Samples, reader: Reader, *, full: bool, problems: Problems, m
     Args:
         samples: what to check; its `sizes` are set.
         reader: decodes a sample, raising FileProblem where it cannot.
-        full: decode every sample, with a progress bar, instead of :data:`QUICK_CHECK` spread over the split.
+        full: decode every sample, with a progress bar, instead of 32 spread over the split.
         problems: what is found wrong is added here, nothing is raised.
         max_pixels: of a file; a larger one is refused before it is decoded.
     """
-    sizes = np.zeros((len(samples), 2), np.int32)
-    known = len(samples.sizes) == len(samples) > 0  # of packed files, whose headers were checked before
 
-    def size_of(index: int) -> Any:
-        return samples.sizes[index] if known else _check_headers(samples, reader, index, max_pixels)
-
-    sound = np.zeros(len(samples), bool)
-    for index, result in enumerate(in_threads(size_of, range(len(samples)))):
-        if isinstance(result, FileProblem):
-            problems.add_file(result, samples.root)
-        else:
-            sizes[index], sound[index] = result, True
-    samples.sizes = sizes
-    candidates = np.flatnonzero(sound)
-    if not full and len(candidates) > QUICK_CHECK:
-        candidates = candidates[np.unique(np.linspace(0, len(candidates) - 1, QUICK_CHECK).astype(int))]
-    decoded = in_threads(lambda index: _check_content(samples, reader, int(index)), candidates)
-    for problem in progress(decoded, len(candidates), "checking every file") if full else decoded:
-        if problem is not None:
-            problems.add_file(problem, samples.root)
-
-
-def _check_headers(samples: Samples, reader: Reader, index: int, max_pixels: int) -> tuple[int, int] | FileProblem:
-    try:
-        photo_path, label_path = samples.photo(index), samples.label(index)
-        for path in (photo_path, label_path):
+    def size_of(index: int) -> tuple[int, int]:
+        photo, label = samples.photo(index), samples.label(index)
+        for path in (photo, label):
             if UNPRINTABLE.search(str(path)):
                 raise FileProblem(path, "a name with control characters, or not in UTF-8", "", "rename the file")
-        size = reader.photo_size(photo_path, read_header(photo_path, max_pixels))
-        if label_path is not None and label_path != photo_path:
-            label = read_header(label_path, max_pixels)
-            if (label.height, label.width) != size:
-                found = f"the photo is {size[1]}x{size[0]}, {label_path.name} is {label.width}x{label.height}"
-                raise FileProblem(photo_path, "photo and label differ in size", found, "write both in one size")
-    except FileProblem as problem:
-        return problem
-    return size
+        size = reader.photo_size(photo, read_header(photo, max_pixels))
+        if label is not None and label != photo and (other := read_header(label, max_pixels)) != size:
+            found = f"the photo is {size[1]}x{size[0]}, {label.name} is {other[1]}x{other[0]}"
+            raise FileProblem(photo, "photo and label differ in size", found, "write both in one size")
+        return size
 
-
-def _check_content(samples: Samples, reader: Reader, index: int) -> FileProblem | None:
-    try:
+    def decode(index: int) -> None:
         reader(samples.photo(index), samples.label(index))
-    except FileProblem as problem:
-        return problem
-    return None
+
+    def sound(work: Callable[[int], Item], indices: Sequence[int], bar: str = "") -> Iterator[tuple[int, Item]]:
+        def tried(index: int) -> Item | FileProblem:
+            try:
+                return work(index)
+            except FileProblem as problem:
+                return problem
+
+        results = in_threads(tried, indices)
+        for index, found in zip(indices, progress(results, len(indices), bar) if bar else results, strict=True):
+            if isinstance(found, FileProblem):
+                problems.add_file(found, samples.root)
+            else:
+                yield index, found
+
+    if len(samples.sizes) != len(samples):  # those of packed files are known: their headers were checked before
+        samples.sizes = np.zeros((len(samples), 2), np.int32)
+        for index, size in sound(size_of, range(len(samples))):
+            samples.sizes[index] = size
+    known = np.flatnonzero(samples.sizes.any(axis=1))
+    if not full and len(known) > QUICK_CHECK:
+        known = known[np.unique(np.linspace(0, len(known) - 1, QUICK_CHECK).astype(int))]
+    for _ in sound(decode, known.tolist(), "checking every file" if full else ""):
+        pass
 
 
 def in_threads(work: Callable[[Any], Item], inputs: Sequence[Any] | npt.NDArray[Any]) -> Iterator[Item]:
@@ -179,20 +182,14 @@ def progress(results: Iterable[Item], total: int, description: str) -> Iterable[
 
 
 def numeric_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sort key that orders the numbers inside names by value.
-
-    >>> sorted(["10.jpg", "9.jpg", "img_2.png"], key=numeric_key)
-    ['9.jpg', '10.jpg', 'img_2.png']
-    """
+    """Sort key that orders the numbers inside names by value."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
 
 
 def list_files(root: Path, folder: Path, endings: frozenset[str]) -> list[str]:
-    """Files of a folder with these endings, in numeric order (2.jpg before 10.jpg), relative to the root.
-
-    Here and below paths are strings: a million of those are a tenth of what a million Paths are.
-    """
+    """Files of a folder with these endings, in numeric order (2.jpg before 10.jpg), relative to the root."""
+    # Strings: a million of those are a tenth of what a million Paths are.
     found = os.listdir(folder) if folder.is_dir() else []
     names = sorted((name for name in found if os.path.splitext(name)[1].lower() in endings), key=numeric_key)
     return [os.path.join(folder.relative_to(root), name) for name in names]
@@ -205,7 +202,7 @@ def match_labels(
     photo_of: Callable[[str], str],
     problems: Problems,
 ) -> tuple[list[str], list[str]]:
-    """Keep the photos that have a label; report those without, and labels without a photo.
+    """Keep the photos that have a label, and report those without, and labels without a photo.
 
     Args:
         photos: found photos, relative to the root as all paths here.
@@ -213,29 +210,17 @@ def match_labels(
         label_of: where the label of a photo belongs.
         photo_of: where the photo of a label belongs.
         problems: unmatched files are added here.
-
-    Returns:
-        Photos and labels, paired.
     """
-    found = set(labels)
-    kept: list[str] = []
-    for photo in photos:
-        if (expected := label_of(photo)) in found:
-            kept.append(photo)
-        else:
-            problems.add(
-                "photo without a label",
-                f"{photo}: expected {expected}",
-                fix="add the missing files, or move the photos away",
-            )
-    known = set(photos)
-    for label in labels:
-        if (expected := photo_of(label)) not in known:
-            problems.add(
-                "label without a photo",
-                f"{label}: expected {expected}",
-                fix="add the missing files, or move the labels away",
-            )
+    found, known = set(labels), set(photos)
+    for title, files, where, there in (
+        ("photo without a label", photos, label_of, found),
+        ("label without a photo", labels, photo_of, known),
+    ):
+        for file in files:
+            if (expected := where(file)) not in there:
+                fix = f"add the missing files, or move the {title.split()[0]}s away"
+                problems.add(title, f"{file}: expected {expected}", fix=fix)
+    kept = [photo for photo in photos if label_of(photo) in found]
     return kept, [label_of(photo) for photo in kept]
 
 
@@ -245,18 +230,15 @@ def describe_folder(root: Path, *parts: str) -> str:
     for part in parts:
         if not (path / part).exists():
             break
-        path = path / part
-    if not path.exists():
-        parent = path.parent
-        there = f"; {parent} holds {_names(parent)}" if parent.is_dir() else ""
-        return f"{path} does not exist{there}"
-    if not path.is_dir():
+        path /= part
+    if path.is_dir():
+        return f"{path} holds {_names(path)}"
+    if path.exists():
         return f"{path} is a file"
-    return f"{path} holds {_names(path)}"
+    return f"{path} does not exist" + (f"; {path.parent} holds {_names(path.parent)}" if path.parent.is_dir() else "")
 
 
 def _names(folder: Path) -> str:
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
-    if not names:
-        return "nothing"
-    return ", ".join(map(printable, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(printable, names[:SHOWN])) + more or "nothing"

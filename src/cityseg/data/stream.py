@@ -11,10 +11,9 @@ import json
 import os
 import stat
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_type_hints
 
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
@@ -24,7 +23,7 @@ from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.folders import FoldersDataModule
 from cityseg.data.gtfine import GtFineDataModule
 from cityseg.data.pairs import PairsDataModule
-from cityseg.data.samples import Samples
+from cityseg.data.samples import Samples, in_threads
 from cityseg.errors import ConfigError, DataError, FileProblem, Problems
 
 INDEX = "index.npz"
@@ -37,38 +36,29 @@ AGAIN = "copy the shard again, or pack the files again"
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """What the index of a packed data set says.
+    """What the index of a packed data set says."""
 
-    Attributes:
-        url: the folder, in any place that fsspec can read.
-        about: layout, its `settings`, the `shards` (name and bytes), and when they were packed (`time_ns`).
-        names: ``(F,)`` bytes, paths of the files, sorted.
-        places: ``(F, 3)`` int64, number of the shard, first byte and length of each.
-        splits: ``SPLIT/photos`` and ``SPLIT/labels`` ``(N,)`` bytes, ``SPLIT/sizes`` ``(N, 2)`` int32.
-    """
-
-    url: str
-    about: dict[str, Any]
-    names: npt.NDArray[np.bytes_]
-    places: npt.NDArray[np.int64]
-    splits: dict[str, npt.NDArray[Any]]
+    url: str  # the folder, in any place that fsspec can read
+    about: dict[str, Any]  # layout, its settings, the shards (name and bytes), and when they were packed (time_ns)
+    names: npt.NDArray[np.bytes_]  # (F,), paths of the files, sorted
+    places: npt.NDArray[np.int64]  # (F, 3), number of the shard, first byte and length of each
+    splits: dict[str, npt.NDArray[Any]]  # SPLIT/photos and SPLIT/labels (N,) bytes, SPLIT/sizes (N, 2) int32
 
     @classmethod
     def load(cls, root: str) -> Pack:
         """Read an index.
 
         Raises:
-            CitysegError: if there is none, it is damaged or newer than this program, or fsspec cannot read there.
+            CitysegError: if there is none, it is damaged or too new, or fsspec cannot read there.
         """
-        url = root if "://" in root else str(Path(root).expanduser().absolute())
+        url = root if "://" in root else os.path.abspath(Path(root).expanduser())
         where = f"data.root={root}"
         try:
             fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"{where}: {error}") from error
         try:
-            content = _read(url, INDEX)
-            arrays = dict(np.load(io.BytesIO(content), allow_pickle=False))
+            arrays = dict(np.load(io.BytesIO(_read(url, INDEX)), allow_pickle=False))
             about = json.loads(arrays.pop("about").item())
             newer = about["format"] > FORMAT or about["layout"] not in LAYOUTS
             if any("/" in shard or "\\" in shard for shard, _ in about["shards"]):
@@ -83,13 +73,6 @@ class Pack:
         if newer:
             raise DataError(f"{where}: written by a newer cityseg (layout {about['layout']}); update")
         return pack
-
-    @property
-    def root(self) -> PackedPath:
-        """The folder that the files seem to lie in."""
-        root = PackedPath(self.url)
-        root.pack = self
-        return root
 
     def place(self, name: str) -> tuple[str, int, int]:
         """Shard, first byte and length of a file.
@@ -131,11 +114,10 @@ class Pack:
                 return "no such file"
 
         shards = self.about["shards"]
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            for (shard, size), there in zip(shards, pool.map(found, shards), strict=True):
-                if there not in (f"{size} bytes", "None bytes"):  # some servers do not tell
-                    offender = f"{shard}: found {there}, expected {size} bytes"
-                    problems.add("shards missing or truncated", offender, fix=AGAIN)
+        for (shard, size), there in zip(shards, in_threads(found, shards), strict=True):
+            if there not in (f"{size} bytes", "None bytes"):  # some servers do not tell
+                offender = f"{shard}: found {there}, expected {size} bytes"
+                problems.add("shards missing or truncated", offender, fix=AGAIN)
 
 
 def _read(url: str, name: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -156,9 +138,16 @@ class PackedPath(PosixPath):
         path.pack, path.inside = self.pack, f"{self.inside}/{key}".lstrip("/")
         return path
 
+    @classmethod
+    def of(cls, pack: Pack, inside: str = "") -> Self:
+        """The path of a file, or of the folder that the files seem to lie in."""
+        path = cls(pack.url, inside) if inside else cls(pack.url)
+        path.pack, path.inside = pack, inside
+        return path
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For loader workers that are spawned."""
-        return _packed_path, (self.pack, self.inside)
+        return PackedPath.of, (self.pack, self.inside)
 
     def open(self, *mode: Any, **options: Any) -> io.BytesIO:  # type: ignore[override]
         """The content, as an open file."""
@@ -174,20 +163,13 @@ class PackedPath(PosixPath):
         return os.stat_result((stat.S_IFREG, 0, 0, 1, 0, 0, size, *(time // 10**9,) * 3), {"st_mtime_ns": time})
 
 
-def _packed_path(pack: Pack, inside: str) -> PackedPath:
-    return pack.root / inside if inside else pack.root
-
-
 class _Packed(SegmentationDataModule):
     """Lists the files of a pack in place of those of a folder; mixed into the layout that was packed."""
 
     pack: Pack
 
-    def check_root(self) -> None:
-        """Its index has been read."""
-
     def _resolve_root(self) -> Path:
-        return self.pack.root
+        return PackedPath.of(self.pack)
 
     def find(self, root: Path, split: str, problems: Problems) -> Samples:
         """The samples of a split, with the sizes that they were packed with."""
@@ -208,7 +190,7 @@ def stream(root: str | None, *, centers: Any = None, **options: Any) -> Segmenta
         options: see :class:`SegmentationDataModule`.
 
     Raises:
-        CitysegError: if there is no pack.
+        CitysegError: if the index cannot be read, or an option does not go with packed data.
     """
     if root is None:
         raise ConfigError("data=stream: data.root is not set. Fix: the folder that python -m cityseg.data.pack wrote")
@@ -217,3 +199,7 @@ def stream(root: str | None, *, centers: Any = None, **options: Any) -> Segmenta
     settings = pack.about["settings"] | ({} if centers is None else {"centers": centers})
     module = type(f"Packed{layout.__name__}", (_Packed, layout), {"pack": pack})
     return cast(SegmentationDataModule, module(root, **settings, **options))
+
+
+# What a config may say is checked against these.
+stream.__annotations__ = {**get_type_hints(SegmentationDataModule.__init__), **stream.__annotations__}

@@ -22,22 +22,21 @@ from cityseg.labels import VOID, ByteArray
 
 BORDER_COLOR = (124, 116, 104)
 """RGB of what lies outside the photo: ImageNet's mean, which is 0 once normalised."""
-
 CROP_TRIES = 10
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of R, G and B in the grey of a pixel
+RED_TO_GREEN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])  # cross product with the grey axis (1, 1, 1)
 
-LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of R, G and B in the grey of a pixel."""
-
-RED_TO_GREEN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-"""Cross product with the grey axis (1, 1, 1)."""
+Range = tuple[float, float]
 
 
+@dataclass(slots=True)
 class Window:
     """A rectangle in source pixels; it may reach over the picture's edges."""
 
-    def __init__(self, top: int, left: int, height: int, width: int) -> None:
-        """Top-left corner and size, in pixels."""
-        self.top, self.left, self.height, self.width = top, left, height, width
+    top: int
+    left: int
+    height: int
+    width: int
 
     def cut(self, picture: ByteArray) -> ByteArray:
         """The part of ``(H, W, ...)`` inside the window, without padding."""
@@ -58,35 +57,26 @@ class Color:
         p: probability that anything is done.
     """
 
-    brightness: Sequence[float] = (1.0, 1.0)
-    contrast: Sequence[float] = (1.0, 1.0)
-    saturation: Sequence[float] = (1.0, 1.0)
-    hue: Sequence[float] = (0.0, 0.0)
+    brightness: Range = (1.0, 1.0)
+    contrast: Range = (1.0, 1.0)
+    saturation: Range = (1.0, 1.0)
+    hue: Range = (0.0, 0.0)
     p: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ConfigError: naming the option, what was found and what is possible.
-        """
-        limits = {"brightness": (0, np.inf), "contrast": (0, np.inf), "saturation": (0, np.inf), "hue": (-0.5, 0.5)}
-        for name, (least, most) in limits.items():
-            low, high = getattr(self, name)
-            if not least <= low <= high <= most:
-                expected = f"expected [low, high] with {least} <= low <= high <= {most}"
-                raise ConfigError(f"augment.color.{name}: found [{low}, {high}], {expected}")
-        if not 0 <= self.p <= 1:
-            raise ConfigError(f"augment.color.p: found {self.p}, expected a number from 0 to 1")
+        """Check the options."""
+        for name in ("brightness", "contrast", "saturation"):
+            _check(f"color.{name}", getattr(self, name), 0, np.inf)
+        _check("color.hue", self.hue, -0.5, 0.5)
+        _check("color.p", self.p, 0, 1)
 
     def __call__(self, photo: ByteArray, rng: np.random.Generator) -> ByteArray:
         """Change the colours of a photo ``(H, W, 3)`` uint8 RGB."""
         if rng.random() >= self.p:
             return photo
-        brightness, contrast, saturation = (
-            _draw(limits, rng) for limits in (self.brightness, self.contrast, self.saturation)
-        )
-        angle = 2 * np.pi * _draw(self.hue, rng)
+        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
+        brightness, contrast, saturation, hue = (rng.uniform(*limits) for limits in ranges)
+        angle = 2 * np.pi * hue
         turn = np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) / 3 + np.sin(angle) / np.sqrt(3) * RED_TO_GREEN
         matrix = turn @ (saturation * np.eye(3) + (1 - saturation) * LUMA)
         grey = brightness * float(LUMA @ cv2.mean(photo)[:3])
@@ -110,8 +100,8 @@ class Augment:
         pixel: albumentations' pixel-level transforms by any name, applied in this order.
     """
 
-    scale: Sequence[float] = (1.0, 1.0)
-    rotate: Sequence[float] = (0.0, 0.0)
+    scale: Range = (1.0, 1.0)
+    rotate: Range = (0.0, 0.0)
     shift: float = 0.0
     flip: float = 0.0
     cat_max_ratio: float = 1.0
@@ -119,28 +109,14 @@ class Augment:
     pixel: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ConfigError: naming the option, what was found and what is possible.
-        """
-        low, high = self.scale
-        if not 0 < low <= high:
-            raise ConfigError(f"augment.scale: found [{low}, {high}], expected [low, high] with 0 < low <= high")
-        low, high = self.rotate
-        if not -180 <= low <= high <= 180:
-            raise ConfigError(f"augment.rotate: found [{low}, {high}], expected [low, high] from -180 to 180 degrees")
+        """Check the options."""
+        _check("scale", self.scale, 1e-3, 1e3)
+        _check("rotate", self.rotate, -180, 180)
         for name in ("shift", "flip", "cat_max_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name}: found {getattr(self, name)}, expected a number from 0 to 1")
+            _check(name, getattr(self, name), 0, 1)
 
     def __call__(self, sample: Pair, crop: tuple[int, int], rng: np.random.Generator) -> Pair:
-        """Draw one crop.
-
-        Args:
-            sample: photo ``(H, W, 3)`` uint8 and train ids ``(H, W)`` uint8.
-            crop: height and width of the result, in pixels.
-            rng: every random choice is drawn from it.
+        """Draw one crop, every random choice from the generator.
 
         Returns:
             Photo ``(*crop, 3)`` uint8 and train ids ``(*crop)`` uint8; what lies outside the photo is void.
@@ -154,16 +130,16 @@ class Augment:
             down, right = rng.uniform(-self.shift, self.shift, 2)
             window.top += round(down * window.height)
             window.left += round(right * window.width)
-        angle = _draw(self.rotate, rng) if any(self.rotate) else 0.0
+        angle = rng.uniform(*self.rotate) if any(self.rotate) else 0.0
         flipped = bool(rng.random() < self.flip)
         if angle:
-            matrix = _rotation(window, crop, scale, angle)
-            photo = _warp(photo, matrix, crop, BORDER_COLOR, cv2.INTER_LINEAR)
-            target = _warp(target, matrix, crop, (VOID,), cv2.INTER_NEAREST)
+            matrix, size, flags = _rotation(window, crop, scale, angle), crop[::-1], cv2.WARP_INVERSE_MAP
+            photo = cv2.warpAffine(photo, matrix, size, flags=flags | cv2.INTER_LINEAR, borderValue=BORDER_COLOR)  # type: ignore[assignment]
+            target = cv2.warpAffine(target, matrix, size, flags=flags | cv2.INTER_NEAREST, borderValue=(VOID,))  # type: ignore[assignment]
         else:
             shrunk = cv2.INTER_LINEAR if scale >= 1 else cv2.INTER_AREA
-            photo = place(window, photo, crop, scale, BORDER_COLOR, shrunk)
-            target = place(window, target, crop, scale, (VOID,), cv2.INTER_NEAREST_EXACT)
+            photo = _place(window, photo, crop, scale, BORDER_COLOR, shrunk)
+            target = _place(window, target, crop, scale, (VOID,), cv2.INTER_NEAREST_EXACT)
         if flipped:
             # As bytes and as a copy: numpy's reversed view costs a slow copy of single pixels later.
             photo, target = (np.asarray(cv2.flip(picture, 1), np.uint8) for picture in (photo, target))
@@ -188,35 +164,23 @@ class Augment:
 
     @cached_property
     def _pixels(self) -> Any:
-        # The library asks the network for its newest version at import unless told not to.
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        import albumentations
-
+        library = _albumentations()
         for name, transform in self.pixel.items():
-            if not isinstance(transform, albumentations.ImageOnlyTransform):
+            if not isinstance(transform, library.ImageOnlyTransform):
                 raise ConfigError(
                     f"augment.pixel.{name}: found {type(transform).__name__}, expected a pixel-level transform of "
                     "albumentations (one that leaves the label as it is)"
                 )
-        return albumentations.Compose(list(self.pixel.values()))
+        return library.Compose(list(self.pixel.values()))
 
 
 def strict_pixel_transform(name: str, **options: Any) -> Any:
-    """Build one of albumentations' pixel-level transforms, refusing options it does not have.
-
-    The library itself only warns of those and goes on with its defaults.
-
-    Args:
-        name: class name, such as ``GaussianBlur``.
-        options: its arguments.
+    """Build albumentations' transform of a name.
 
     Raises:
-        ConfigError: if there is no such transform, or it does not take an option.
+        ConfigError: if there is none, or it does not take an option, of which the library itself only warns.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations
-
-    kind = getattr(albumentations, name, None)
+    kind = getattr(_albumentations(), name, None)
     if kind is None:
         raise ConfigError(f"augment.pixel: albumentations has no transform {name!r}")
     with warnings.catch_warnings():
@@ -227,27 +191,25 @@ def strict_pixel_transform(name: str, **options: Any) -> Any:
             raise ConfigError(f"augment.pixel: {name}({options}): {error}") from error
 
 
-def place(
-    window: Window,
-    picture: ByteArray,
-    crop: tuple[int, int],
-    scale: float,
-    border: Sequence[int],
-    interpolation: int,
+def _albumentations() -> Any:
+    # It asks the network for its newest version at import unless told not to.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    return albumentations
+
+
+def _check(name: str, found: float | Range, least: float, most: float) -> None:
+    values = [found] if isinstance(found, int | float) else list(found)
+    if not least <= values[0] <= values[-1] <= most:
+        what = "a number" if len(values) == 1 else "[low, high]"
+        raise ConfigError(f"augment.{name}: found {found}, expected {what} from {least} to {most}")
+
+
+def _place(
+    window: Window, picture: ByteArray, crop: tuple[int, int], scale: float, border: Sequence[int], interpolation: int
 ) -> ByteArray:
-    """Show a window of a picture at crop size, with the border colour where it reaches over the edge.
-
-    Args:
-        window: the rectangle in source pixels.
-        picture: ``(H, W, 3)`` or ``(H, W)`` uint8.
-        crop: height and width of the result.
-        scale: crop pixels per source pixel.
-        border: one value a channel.
-        interpolation: OpenCV's flag for resizing.
-
-    Returns:
-        ``(*crop, 3)`` or ``(*crop)`` uint8.
-    """
+    """Show a window of a picture at crop size, with the border colour where it reaches over the edge."""
     part = window.cut(picture)
     if part.shape[0] == window.height and part.shape[1] == window.width:
         return part if scale == 1 else np.asarray(cv2.resize(part, crop[::-1], interpolation=interpolation), np.uint8)
@@ -267,23 +229,6 @@ def _rotation(window: Window, crop: tuple[int, int], scale: float, angle: float)
     turn = np.array([[cos, -sin], [sin, cos]])  # y points down
     middle = np.array([window.left + (window.width - 1) / 2, window.top + (window.height - 1) / 2])
     return np.column_stack([turn, middle - turn @ [(crop[1] - 1) / 2, (crop[0] - 1) / 2]])
-
-
-def _warp(
-    picture: ByteArray,
-    matrix: npt.NDArray[np.float64],
-    crop: tuple[int, int],
-    border: Sequence[int],
-    interpolation: int,
-) -> ByteArray:
-    """A crop ``(*crop, ...)`` whose pixels are looked up at their places in the source; see :func:`place`."""
-    flags = interpolation | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(picture, matrix, crop[::-1], flags=flags, borderValue=border), np.uint8)
-
-
-def _draw(limits: Sequence[float], rng: np.random.Generator) -> float:
-    low, high = limits
-    return float(rng.uniform(low, high))
 
 
 def _offset(length: int, window: int, rng: np.random.Generator) -> int:

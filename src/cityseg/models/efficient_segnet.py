@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,7 +13,7 @@ from torch.nn import functional as F
 
 from cityseg.errors import ConfigError
 from cityseg.models import encoders
-from cityseg.models.encoders import Pretrained, TimmEncoder
+from cityseg.models.encoders import Options, Pretrained, TimmEncoder
 from cityseg.models.network import SegmentationNetwork
 
 
@@ -26,27 +24,13 @@ def build(
     pretrained: Pretrained = False,
     freeze_encoder: bool = True,
     dropout: float = 0.0,
-    encoder_options: Mapping[str, Any] | None = None,
+    encoder_options: Options = None,
     auxiliary_head: bool = False,
 ) -> SegmentationNetwork:
-    """Build the network.
+    """Build the network, in training mode; what is not said here is as in :func:`cityseg.models.smp.build`.
 
-    Args:
-        encoder: any timm network that gives feature maps, under timm's name.
-        num_classes: number of classes, void not counted.
-        pretrained: see :data:`cityseg.models.encoders.Pretrained`.
-        freeze_encoder: the encoder's weights and its statistics of batch normalisation stay as they are. Makes
-            sense with pretrained weights only.
-        dropout: share of the decoder's output channels that are dropped in training, in [0, 1).
-        encoder_options: arguments of timm's network (``{"img_size": 256}``).
-        auxiliary_head: add a head that helps in training, see :meth:`SegmentationNetwork.add_auxiliary_head`.
-
-    Returns:
-        The network, in training mode.
-
-    Raises:
-        ConfigError: for a name or an option that does not exist or does not work, and for weights that cannot be
-            fetched or do not fit.
+    The encoder is any timm network that gives feature maps, under timm's name. With ``freeze_encoder`` its weights and
+    its statistics of batch normalisation stay as they are, which makes sense with pretrained weights only.
     """
     problems = encoders.check(
         encoder, num_classes=num_classes, pretrained=pretrained, dropout=dropout, options=encoder_options
@@ -68,38 +52,28 @@ class EfficientNetEncoder(nn.Module):
 
     The maps are those of every stage of blocks at 1/4 to 1/16, and the last convolution's: of EfficientNet-B0
     (Tan and Le, ICML 2019, table 1) 24, 40, 80, 112 and 1280 channels at 1/4, 1/8, 1/16, 1/16 and 1/32.
-
-    Attributes:
-        channels: of each map.
-        reductions: pixels of the photo to one of each map, from fine to coarse.
+    Arguments and attributes are those of :class:`TimmEncoder`.
     """
 
-    def __init__(self, name: str, *, pretrained: Pretrained = False, options: Mapping[str, Any] | None = None) -> None:
-        """Build the encoder; see :class:`TimmEncoder`."""
+    model: Any
+
+    def __init__(self, name: str, *, pretrained: Pretrained = False, options: Options = None) -> None:
         super().__init__()
         self.model = encoders.create(name, pretrained=pretrained, options=options, num_classes=0, global_pool="")
-        if pretrained and pretrained is not True:
-            encoders.load_weights(self, name, Path(pretrained), options)
-        self._taken = list(range(len(self.model.blocks)))  # type: ignore[arg-type]
+        encoders.load_weights(self, name, pretrained, options)
         size = 64
+        self._taken = list(range(1, len(self.model.blocks) + 1))  # 0 is the stem
         with torch.no_grad():
-            *stages, last = [(m.shape[1], size // m.shape[-1]) for m in self.eval()(torch.zeros(1, 3, size, size))]
+            maps = [(m.shape[1], size // m.shape[-1]) for m in self.eval()(torch.zeros(1, 3, size, size))]
         self.train()
-        self._taken = [number for number in self._taken if 4 <= stages[number][1] <= 16]
-        maps = [*(stages[number] for number in self._taken), last]
-        self.channels = [channels for channels, _ in maps]
-        self.reductions = [reduction for _, reduction in maps]
+        self._taken = [stage for stage in self._taken if 4 <= maps[stage - 1][1] <= 16]
+        maps = [*(maps[stage - 1] for stage in self._taken), maps[-1]]
+        self.channels, self.reductions = [c for c, _ in maps], [r for _, r in maps]
 
     def forward(self, photos: Tensor) -> list[Tensor]:
         """Normalised photos ``(B, 3, H, W)`` -> maps ``(B, c, H / r, W / r)`` for each of channels and reductions."""
-        model: Any = self.model
-        x = model.bn1(model.conv_stem(photos))
-        maps = []
-        for number, stage in enumerate(model.blocks):
-            x = stage(x)
-            if number in self._taken:
-                maps.append(x)
-        return [*maps, model.bn2(model.conv_head(x))]
+        last, stages = self.model.forward_intermediates(photos, indices=self._taken, extra_blocks=True)
+        return [*stages, last]
 
 
 class EfficientSegNet(nn.Module):
@@ -110,7 +84,6 @@ class EfficientSegNet(nn.Module):
     """
 
     def __init__(self, encoder: TimmEncoder | EfficientNetEncoder, num_classes: int, dropout: float) -> None:
-        """See :func:`build`."""
         super().__init__()
         self.encoder = encoder
         stages = max(round(math.log2(encoder.reductions[-1])), 1)
@@ -140,7 +113,6 @@ class DecoderStage(nn.Module):
     """Transposed 2x2 convolution of stride 2, the encoder's map added, 3x3 convolution, normalisation and ReLU."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
-        """Build it."""
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)

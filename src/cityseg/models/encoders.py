@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import timm
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import get_session
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from cityseg.errors import ConfigError, Problems, did_you_mean
@@ -24,15 +25,19 @@ from cityseg.models.network import SegmentationNetwork
 from cityseg.tensors import load_tensors
 
 Pretrained = bool | str | Path | None
-"""True for the published ImageNet weights, False or None for random ones, or a file with the encoder's weights."""
+"""True for the published ImageNet weights, False or None for random ones, or a file (``.safetensors`` or ``.pt``) with
+the encoder's weights."""
+
+Options = Mapping[str, Any] | None
+"""Arguments of a timm network (``{"img_size": 256}``)."""
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and std of R, G and B in 0..1 over the photos that an encoder was trained on."""
 
-IMAGENET: Statistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET: Statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 MIN_SIZE = 32  # pixels; the stride of whole encoders; also, MiT's first attention pools by 8 at stride 4
 
-_RESERVED = ("pretrained", "num_classes", "in_chans", "features_only", "checkpoint_path")  # of timm.create_model
+_RESERVED = {"pretrained", "num_classes", "in_chans", "features_only", "checkpoint_path"}  # of timm.create_model
 
 # Modules of timm whose networks take any size only when asked to, and how to ask.
 _ANY_SIZE: tuple[tuple[tuple[str, ...], dict[str, bool]], ...] = (
@@ -46,29 +51,26 @@ _HUB_TIMEOUT = 5.0  # seconds
 class TimmEncoder(nn.Module):
     """The feature maps of a timm network, channels first.
 
+    Args:
+        name: timm's name of the network (``convnext_tiny``).
+        pretrained: see :data:`Pretrained`.
+        options: see :data:`Options`.
+
     Attributes:
         channels: of each map.
         reductions: pixels of the photo to one of each map, from fine to coarse.
+
+    Raises:
+        ConfigError: as :func:`create` and :func:`load_weights`.
     """
 
-    def __init__(self, name: str, *, pretrained: Pretrained = False, options: Mapping[str, Any] | None = None) -> None:
-        """Build the encoder.
-
-        Args:
-            name: timm's name of the network (``convnext_tiny``).
-            pretrained: see :data:`Pretrained`.
-            options: arguments of the network, see :func:`create`.
-
-        Raises:
-            ConfigError: as :func:`create` and :func:`load_weights`.
-        """
+    def __init__(self, name: str, *, pretrained: Pretrained = False, options: Options = None) -> None:
         super().__init__()
         self.model = create(name, pretrained=pretrained, options=options, features_only=True)
         self.channels: list[int] = self.model.feature_info.channels()  # type: ignore[union-attr, operator]
         self.reductions: list[int] = self.model.feature_info.reduction()  # type: ignore[union-attr, operator]
         self._channels_last = getattr(self.model, "output_fmt", None) == "NHWC"
-        if pretrained and pretrained is not True:
-            load_weights(self, name, Path(pretrained), options)
+        load_weights(self, name, pretrained, options)
 
     def forward(self, photos: Tensor) -> list[Tensor]:
         """Normalised photos ``(B, 3, H, W)`` -> maps ``(B, c, H / r, W / r)`` for each of channels and reductions."""
@@ -85,69 +87,36 @@ def is_encoder(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def nearest_encoders(name: str) -> str:
-    """`` Did you mean 'convnext_tiny'?``, or nothing where no name is near."""
-    bare = name.removeprefix("tu-")
-    if bare != name and is_encoder(bare):
-        return f" Did you mean {bare!r}?"
-    return did_you_mean(bare, [*timm.list_models(), *timm.list_pretrained()])
-
-
-def has_weights(name: str) -> bool:
-    """True if there are published weights."""
-    config = timm.models.get_pretrained_cfg(name)
-    return config is not None and bool(config.has_weights)
-
-
 def statistics(name: str) -> Statistics:
     """Mean and std of the photos that an encoder's weights were trained on, known without network."""
     config = timm.models.get_pretrained_cfg(name)
     return IMAGENET if config is None else (config.mean, config.std)
 
 
-def native_size(name: str, options: Mapping[str, Any] | None = None) -> int | None:
+def native_size(name: str, options: Options = None) -> int | None:
     """The size in pixels that an encoder was trained at, or is asked to be made for."""
     config = timm.models.get_pretrained_cfg(name)
     size = (options or {}).get("img_size", config.input_size[-1] if config is not None else None)
     return size if isinstance(size, int) else None
 
 
-def with_any_size(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+def with_any_size(name: str, options: Options) -> dict[str, Any]:
     """The options of an encoder, and those that make it take photos of any size."""
-    for modules, added in _ANY_SIZE:
-        if timm.models.is_model_in_modules(name.partition(".")[0], modules):
-            return {**added, **plain(options or {})}
-    return dict(plain(options or {}))
+    bare = name.partition(".")[0]
+    added = [added for modules, added in _ANY_SIZE if timm.models.is_model_in_modules(bare, modules)]
+    return {**(added[0] if added else {}), **(options or {})}
 
 
-def plain(value: Any) -> Any:
-    """Turn config containers into lists and dicts, which the libraries expect."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    return value
-
-
-def check(
-    encoder: str, *, num_classes: int, pretrained: Pretrained, dropout: float, options: Mapping[str, Any] | None
-) -> Problems:
-    """What shows to be wrong before anything is built: the start of a builder's own list.
-
-    Args:
-        encoder: timm's name.
-        num_classes: of the network.
-        pretrained: see :data:`Pretrained`.
-        dropout: share of channels dropped.
-        options: of the encoder.
-    """
+def check(encoder: str, *, num_classes: int, pretrained: Pretrained, dropout: float, options: Options) -> Problems:
+    """What shows to be wrong before a network on a timm encoder is built: the start of a builder's own list."""
     problems = Problems(f"the model (encoder={encoder})")
     if not is_encoder(encoder):
-        fix = "a name of timm: efficientnet_b0, resnet50, convnext_tiny, ..."
-        problems.add(f"no encoder {encoder!r}.{nearest_encoders(encoder)}", fix=fix)
-    elif pretrained is True and not has_weights(encoder):
+        bare = encoder.removeprefix("tu-")
+        near = did_you_mean(encoder, [bare] if is_encoder(bare) else [*timm.list_models(), *timm.list_pretrained()])
+        problems.add(f"no encoder {encoder!r}.{near}", fix="a name of timm: efficientnet_b0, resnet50, ...")
+    elif pretrained is True and not timm.models.is_model_pretrained(encoder):
         problems.add(f"encoder {encoder!r} has no published weights", fix="model.pretrained=false")
-    for name in sorted(set(options or ()) & set(_RESERVED)):
+    for name in sorted(_RESERVED.intersection(options or ())):
         problems.add(f"encoder_options: {name!r} is set by the network itself")
     check_values(problems, num_classes=num_classes, pretrained=pretrained, dropout=dropout)
     return problems
@@ -164,62 +133,49 @@ def check_values(problems: Problems, *, num_classes: int, pretrained: Pretrained
         problems.add(f"found num_classes={num_classes}, expected 1 or more")
 
 
-def create(name: str, *, pretrained: Pretrained, options: Mapping[str, Any] | None, **fixed: Any) -> nn.Module:
+def create(name: str, *, pretrained: Pretrained, options: Options, **fixed: Any) -> nn.Module:
     """Build a timm network that takes photos of any size if it can, with published weights if asked.
-
-    Args:
-        name: timm's name.
-        pretrained: see :data:`Pretrained`; a file is left to :func:`load_weights`.
-        options: arguments of the network (``{"img_size": 256}``).
-        fixed: arguments that a user cannot change.
 
     Raises:
         ConfigError: if the network does not take the options, or its weights cannot be fetched.
     """
     wanted = pretrained is True
-    try:
-        with hub(wanted=wanted):
-            network: nn.Module = timm.create_model(name, pretrained=wanted, **with_any_size(name, options), **fixed)
-    except Exception as error:
-        if wanted and is_download_error(error):
-            raise ConfigError(no_download(name, error)) from error
-        raise ConfigError(f"encoder {name!r} cannot be built: {reason(error)}") from error
-    return network
+    with building(f"encoder {name!r} cannot be built", download_of=name if wanted else None):
+        network: nn.Module = timm.create_model(name, pretrained=wanted, **with_any_size(name, options), **fixed)
+        return network
 
 
 @contextmanager
-def hub(*, wanted: bool) -> Iterator[None]:
-    """Use only the local cache where the hub does not answer: its client would retry for most of a minute."""
+def building(title: str, *, download_of: str | None = None, fix: str = "") -> Iterator[None]:
+    """Say in one line what a library could not build, and why; ``fix`` is added to it.
+
+    Where an encoder's weights may be fetched (``download_of``) and the hub does not answer, only the local cache is
+    used: the hub's client would retry for most of a minute.
+
+    Raises:
+        ConfigError: in place of whatever is raised inside; where weights cannot be fetched, with both ways out.
+    """
     before = hub_constants.HF_HUB_OFFLINE
-    if wanted:
+    if download_of is not None:
         try:
             get_session().head(hub_constants.ENDPOINT, timeout=_HUB_TIMEOUT)
         except Exception:  # the client's library, and so its errors, differ between versions of the hub
             hub_constants.HF_HUB_OFFLINE = True
     try:
         yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        clients = ("httpx", "huggingface_hub", "requests", "urllib")
+        if download_of is not None and (isinstance(error, OSError) or type(error).__module__.startswith(clients)):
+            raise ConfigError(
+                f"the pretrained weights of encoder {download_of!r} cannot be fetched ({_reason(error)}).\n"
+                "Fix: model.pretrained=false to start from random weights, or model.pretrained=/path/to/weights "
+                "with a local file (.safetensors or .pt) of the encoder's weights"
+            ) from error
+        raise ConfigError(f"{title}: {_reason(error)}{fix}") from error
     finally:
         hub_constants.HF_HUB_OFFLINE = before
-
-
-def is_download_error(error: Exception) -> bool:
-    """True for what the hub, torch.hub and their HTTP clients raise where a file cannot be fetched."""
-    clients = ("httpx", "huggingface_hub", "requests", "urllib")
-    return isinstance(error, OSError) or type(error).__module__.startswith(clients)
-
-
-def reason(error: Exception) -> str:
-    """An error of a library in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def no_download(encoder: str, error: Exception) -> str:
-    """What to say where weights cannot be fetched: the two ways out."""
-    return (
-        f"the pretrained weights of encoder {encoder!r} cannot be fetched ({reason(error)}).\n"
-        "Fix: model.pretrained=false to start from random weights, or model.pretrained=/path/to/weights "
-        "with a local file (.safetensors or .pt) of the encoder's weights"
-    )
 
 
 def wrap(
@@ -230,6 +186,7 @@ def wrap(
     native: int | None,
     statistics: Statistics,
     min_size: int = MIN_SIZE,
+    auxiliary_head: bool = False,
 ) -> SegmentationNetwork:
     """Wrap the body with the first rule for sizes under which a dry run in eval mode succeeds.
 
@@ -237,12 +194,13 @@ def wrap(
     they were trained at, and some take only that.
 
     Args:
-        body: encoder and decoder.
-        num_classes: number of classes that it gives.
+        body: encoder and decoder, with logits for ``num_classes``.
+        num_classes: number of classes.
         stride: of the encoder's coarsest map, in pixels.
         native: see :func:`native_size`.
         statistics: see :data:`Statistics`.
         min_size: least height and width of what the body sees.
+        auxiliary_head: add one, see :meth:`SegmentationNetwork.add_auxiliary_head`.
 
     Raises:
         Exception: what the body raises under the first rule, if none works.
@@ -253,52 +211,61 @@ def wrap(
     if native is not None:
         rules += [{"divisor": math.lcm(stride, native)}, {"fixed_size": (native, native)}]
     mean, std = statistics
-    first: Exception | None = None
+    errors: list[Exception] = []
     for rule in rules:
         network = SegmentationNetwork(body, num_classes=num_classes, mean=mean, std=std, **rule)
         try:
             network.dry_run()
         except Exception as error:
-            first = first or error
+            errors.append(error)
             continue
+        if auxiliary_head:
+            network.add_auxiliary_head()
         return network
-    assert first is not None
-    raise first
+    raise errors[0]
 
 
 def wrap_timm(
-    body: nn.Module,
-    name: str,
-    num_classes: int,
-    *,
-    options: Mapping[str, Any] | None = None,
-    auxiliary_head: bool = False,
+    body: nn.Module, name: str, num_classes: int, *, options: Options = None, auxiliary_head: bool = False
 ) -> SegmentationNetwork:
     """Wrap a body on a timm encoder, see :func:`wrap`.
 
     Raises:
         ConfigError: if the body does not work with this encoder.
     """
-    stride = max(body.encoder.reductions)  # type: ignore[union-attr, arg-type]
-    native = native_size(name, options)
-    try:
-        network = wrap(body, num_classes=num_classes, stride=stride, native=native, statistics=statistics(name))
-    except Exception as error:
-        raise ConfigError(f"{type(body).__name__} does not work with encoder {name!r}: {reason(error)}") from error
-    if auxiliary_head:
-        network.add_auxiliary_head()
-    return network
+    with building(f"{type(body).__name__} does not work with encoder {name!r}"):
+        return wrap(
+            body,
+            num_classes=num_classes,
+            stride=max(body.encoder.reductions),  # type: ignore[union-attr, arg-type]
+            native=native_size(name, options),
+            statistics=statistics(name),
+            auxiliary_head=auxiliary_head,
+        )
 
 
-def load_weights(encoder: nn.Module, name: str, path: Path, options: Mapping[str, Any] | None = None) -> None:
-    """Load a local file of a timm network into the encoder made of it, every weight or none.
+def load_weights(encoder: nn.Module, name: str, pretrained: Pretrained, options: Options = None) -> None:
+    """Load a local file of a timm network, if one is given, into the encoder made of it, every weight or none.
 
     Raises:
         ConfigError: as :func:`read_weights` and :func:`fill`.
     """
+    if not isinstance(pretrained, str | Path):
+        return
+    weights = read_weights(Path(pretrained))
     whole = timm.create_model(name, **with_any_size(name, options))
-    weights = _own_names(encoder, whole, read_weights(path))
-    fill(encoder, name, path, weights, allowed=set(whole.state_dict()))
+    own = {flat(key): key for key in encoder.state_dict()}
+    convert = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)  # names of older releases
+    if convert is not None and not own.keys() <= {flat(key) for key in weights}:
+        with suppress(Exception):  # weights of something else: fill reports their names
+            weights = convert(weights, whole)
+    weights = {own.get(flat(key), key): weight for key, weight in weights.items()}
+    fill(encoder, name, pretrained, weights, unused=whole.state_dict())
+
+
+def flat(key: str) -> str:
+    """A name of a weight without what the feature extractors of the libraries make of it."""
+    return re.sub(r"^(model\.)+", "", key).replace(".", "_")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -310,7 +277,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
     except Exception as error:  # what safetensors raises has no common base
-        raise ConfigError(f"model.pretrained={path}: not a file of weights ({reason(error)})") from error
+        raise ConfigError(f"model.pretrained={path}: not a file of weights ({_reason(error)})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -320,16 +287,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill(
-    encoder: nn.Module, name: str, path: Path, weights: Mapping[str, Tensor], allowed: set[str] | frozenset[str]
+    encoder: nn.Module, name: str, path: str | Path, weights: Mapping[str, Tensor], unused: Iterable[str] = ()
 ) -> None:
-    """Copy weights into the encoder, every one or none.
+    """Copy weights, under the encoder's names, into it, every one or none.
 
-    Args:
-        encoder: what gets them.
-        name: its name.
-        path: where they are from.
-        weights: under the encoder's names.
-        allowed: names that the file may have beside the encoder's: those of the whole network's head.
+    The file may have those named in ``unused`` beside them: the weights of the whole network's head.
 
     Raises:
         ConfigError: if a weight is missing, has another shape or belongs to something else.
@@ -339,7 +301,7 @@ def fill(
     fix = f"weights of {name}, or model.pretrained=false"
     for key in sorted(own.keys() - weights.keys()):
         problems.add("weights missing in the file", key, fix=fix)
-    for key in sorted(weights.keys() - own.keys() - allowed):
+    for key in sorted(weights.keys() - own.keys() - set(unused)):
         problems.add("weights in the file that the encoder does not have", key, fix=fix)
     for key in sorted(weights.keys() & own.keys()):
         if weights[key].shape != own[key].shape:
@@ -349,16 +311,6 @@ def fill(
     encoder.load_state_dict({key: weights[key] for key in own})
 
 
-def _own_names(encoder: nn.Module, whole: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Translate timm's names of weights, also those of older releases, into the encoder's."""
-    own = {flat(key): key for key in encoder.state_dict()}
-    convert = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
-    if convert is not None and not own.keys() <= {flat(key) for key in weights}:
-        with suppress(Exception):  # weights of something else: their names are reported by the caller
-            weights = convert(weights, whole)
-    return {own.get(flat(key), key): weight for key, weight in weights.items()}
-
-
-def flat(key: str) -> str:
-    """A name of a weight without what the feature extractors of the libraries make of it."""
-    return re.sub(r"^(model\.)+", "", key).replace(".", "_")
+def _reason(error: Exception) -> str:
+    """An error of a library in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

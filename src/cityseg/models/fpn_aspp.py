@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from cityseg.errors import ConfigError
 from cityseg.models import encoders
-from cityseg.models.encoders import Pretrained, TimmEncoder
+from cityseg.models.encoders import Options, Pretrained, TimmEncoder
 from cityseg.models.network import SegmentationNetwork
 
 _FINEST = 4  # pixels of the photo to one of the finest map used, as in Lin et al.
@@ -30,42 +29,27 @@ def build(
     decoder_channels: int = 128,
     atrous_rates: Sequence[int] = (6, 12, 18),
     dropout: float = 0.0,
-    encoder_options: Mapping[str, Any] | None = None,
+    encoder_options: Options = None,
     auxiliary_head: bool = False,
 ) -> SegmentationNetwork:
-    """Build the network.
+    """Build the network, in training mode; what is not said here is as in :func:`cityseg.models.smp.build`.
 
-    Args:
-        encoder: any timm network that gives feature maps, under timm's name.
-        num_classes: number of classes, void not counted.
-        pretrained: see :data:`cityseg.models.encoders.Pretrained`.
-        fpn_channels: of each level of the pyramid.
-        aspp_channels: of each branch of the pooling and of what it gives.
-        decoder_channels: of the decoder's two convolutions.
-        atrous_rates: dilation of each 3x3 branch of the pooling, in pixels at 1/16.
-        dropout: share of the decoder's output channels that are dropped in training, in [0, 1).
-        encoder_options: arguments of timm's network (``{"img_size": 256}``).
-        auxiliary_head: add a head that helps in training, see :meth:`SegmentationNetwork.add_auxiliary_head`.
-
-    Returns:
-        The network, in training mode.
-
-    Raises:
-        ConfigError: for a name or an option that does not exist or does not work, and for weights that cannot be
-            fetched or do not fit.
+    The encoder is any timm network that gives feature maps, under timm's name. Channels are those of each level of the
+    pyramid, of each branch of the pooling and what it gives, and of the decoder's two convolutions; rates are the
+    dilation of each 3x3 branch of the pooling, in pixels at 1/16.
     """
     problems = encoders.check(
         encoder, num_classes=num_classes, pretrained=pretrained, dropout=dropout, options=encoder_options
     )
-    channels = {"fpn_channels": fpn_channels, "aspp_channels": aspp_channels, "decoder_channels": decoder_channels}
-    for name, value in channels.items():
+    widths = {"fpn_channels": fpn_channels, "aspp_channels": aspp_channels, "decoder_channels": decoder_channels}
+    for name, value in widths.items():
         if value < 1:
             problems.add(f"found {name}={value}, expected 1 or more")
     if not atrous_rates or min(atrous_rates) < 1:
         problems.add(f"found atrous_rates={list(atrous_rates)}, expected one or more, each 1 or more")
     problems.raise_if_any(ConfigError)
     features = TimmEncoder(encoder, pretrained=pretrained, options=encoder_options)
-    body = FpnAspp(features, num_classes, fpn_channels, aspp_channels, decoder_channels, atrous_rates, dropout)
+    body = FpnAspp(features, num_classes, [*widths.values()], atrous_rates, dropout)
     return encoders.wrap_timm(body, encoder, num_classes, options=encoder_options, auxiliary_head=auxiliary_head)
 
 
@@ -78,17 +62,10 @@ class FpnAspp(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: TimmEncoder,
-        num_classes: int,
-        fpn_channels: int,
-        aspp_channels: int,
-        decoder_channels: int,
-        atrous_rates: Sequence[int],
-        dropout: float,
+        self, encoder: TimmEncoder, num_classes: int, widths: Sequence[int], atrous_rates: Sequence[int], dropout: float
     ) -> None:
-        """See :func:`build`."""
         super().__init__()
+        fpn_channels, aspp_channels, decoder_channels = widths
         self.encoder = encoder
         levels = [(c, r) for c, r in zip(encoder.channels, encoder.reductions, strict=True) if r >= _FINEST]
         self._unused = len(encoder.channels) - len(levels)
@@ -121,12 +98,6 @@ class FeaturePyramid(nn.Module):
     """Carries what coarse maps know to fine ones (Lin et al., Feature pyramid networks, CVPR 2017, section 3)."""
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
-        """Build it.
-
-        Args:
-            in_channels: of the maps, from fine to coarse.
-            channels: of every level.
-        """
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(found, channels, 1) for found in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
@@ -144,10 +115,12 @@ class FeaturePyramid(nn.Module):
 
 
 class AtrousPooling(nn.Module):
-    """Looks at a map in several scales at once (Chen et al., Rethinking atrous convolution, 2017, section 3.3)."""
+    """Looks at a map in several scales at once (Chen et al., Rethinking atrous convolution, 2017, section 3.3).
+
+    A 1x1 branch, a dilated 3x3 branch for each rate, and one that pools the whole map.
+    """
 
     def __init__(self, in_channels: int, channels: int, rates: Sequence[int]) -> None:
-        """Build it: a 1x1 branch, a dilated 3x3 branch for each rate, and a branch that pools the whole map."""
         super().__init__()
         self.branches = nn.ModuleList([_convolution(in_channels, channels, 1)])
         self.branches.extend(_convolution(in_channels, channels, 3, rate) for rate in rates)

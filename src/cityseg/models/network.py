@@ -27,14 +27,21 @@ class SegmentationNetwork(nn.Module):
     Batch normalisation whose weights are frozen (``requires_grad`` is False) stays in eval mode, so that it keeps
     the statistics it was trained with.
 
-    Attributes:
-        body: the wrapped network, ``(B, 3, H, W)`` normalised float -> ``(B, C, h, w)`` logits.
+    Args:
+        body: ``(B, 3, H, W)`` normalised float -> ``(B, num_classes, h, w)`` logits, at its input's size or smaller.
         num_classes: C.
-        divisor: height and width that the body sees are multiples of this.
+        mean: mean of R, G and B over the photos the encoder was trained on, in 0..1.
+        std: standard deviation of R, G and B, in 0..1.
+        divisor: height and width that the body sees are multiples of this many pixels.
         min_size: the least height and width that the body sees.
         fixed_size: the only (height, width) that the body takes, or None where it takes every multiple.
+
+    Attributes:
         min_train_batch: the least batch size in training: 2 where a BatchNorm follows a global pooling.
         auxiliary: the auxiliary head, None unless :meth:`add_auxiliary_head` has made one.
+
+    Raises:
+        ValueError: if mean or std are not three numbers, or a std is not positive.
     """
 
     scale: Tensor
@@ -50,34 +57,14 @@ class SegmentationNetwork(nn.Module):
         divisor: int = 1,
         min_size: int = 1,
         fixed_size: tuple[int, int] | None = None,
-        min_train_batch: int = 1,
     ) -> None:
-        """Wrap a network.
-
-        Args:
-            body: any network that gives logits, at its input's size or smaller.
-            num_classes: number of classes that the body gives.
-            mean: mean of R, G and B over the photos the encoder was trained on, in 0..1.
-            std: standard deviation of R, G and B, in 0..1.
-            divisor: the body's input is padded to multiples of this many pixels.
-            min_size: the body's input is padded to at least this many pixels a side.
-            fixed_size: (height, width) in pixels if the body takes only this one.
-            min_train_batch: the least batch size that the body can be trained with.
-
-        Raises:
-            ValueError: if mean or std are not three numbers, or a std or the divisor is not positive.
-        """
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"found mean={list(mean)}, std={list(std)}, expected three values, std > 0")
-        if divisor < 1:
-            raise ValueError(f"found divisor={divisor}, expected 1 or more")
         self.body = body.to(memory_format=torch.channels_last)
         self.num_classes = num_classes
-        self.divisor = divisor
-        self.min_size = min_size
-        self.fixed_size = fixed_size
-        self.min_train_batch = min_train_batch
+        self.divisor, self.min_size, self.fixed_size = divisor, min_size, fixed_size
+        self.min_train_batch = 1
         self.auxiliary: nn.Module | None = None
         self._first_maps: dict[str, int] = {}  # what encoder_stages has found
         # Not part of the weights: they are constants of the encoder, which the builder sets again.
@@ -87,13 +74,7 @@ class SegmentationNetwork(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Score every pixel for every class.
-
-        Args:
-            photos: ``(B, 3, H, W)`` RGB, uint8 or float, 0 to 255 in both.
-
-        Returns:
-            Logits ``(B, C, H, W)``, float (the autocast type under autocast).
+        """Logits ``(B, C, H, W)`` of RGB photos ``(B, 3, H, W)``, uint8 or float, 0 to 255 in both.
 
         Raises:
             ValueError: if the photos are not of that shape, or the body cannot take their size.
@@ -101,13 +82,7 @@ class SegmentationNetwork(nn.Module):
         return self._at_size(self.body(self._prepare(photos)), photos)
 
     def forward_auxiliary(self, photos: Tensor) -> tuple[Tensor, Tensor]:
-        """Score every pixel twice in one pass: by the network, and by its auxiliary head. For training only.
-
-        Args:
-            photos: as in :meth:`forward`.
-
-        Returns:
-            Logits and auxiliary logits, both ``(B, C, H, W)`` as from :meth:`forward`.
+        """Logits of the network and of its auxiliary head in one pass, each as of :meth:`forward`. For training only.
 
         Raises:
             ConfigError: if the network has no auxiliary head.
@@ -126,9 +101,7 @@ class SegmentationNetwork(nn.Module):
     def _prepare(self, photos: Tensor) -> Tensor:
         """Photos as the body takes them: normalised and padded, channels last."""
         if photos.ndim != 4 or photos.shape[1] != 3:
-            raise ValueError(
-                f"found photos of shape {tuple(photos.shape)}, expected (B, 3, H, W): a batch of RGB photos"
-            )
+            raise ValueError(f"found photos of shape {tuple(photos.shape)}, expected (B, 3, H, W), RGB")
         height, width = photos.shape[-2:]
         padded_height, padded_width = self.padded_size(height, width)
         x = photos.to(self.scale.dtype) * self.scale + self.shift
@@ -178,15 +151,14 @@ class SegmentationNetwork(nn.Module):
             )
         channels = maps[-2].shape[1]
         inner = max(channels // 4, 1)
-        head = nn.Sequential(
-            OrderedDict(
-                conv=nn.Conv2d(channels, inner, 3, padding=1, bias=False),
-                norm=nn.BatchNorm2d(inner),
-                act=nn.ReLU(inplace=True),
-                dropout=nn.Dropout(0.1),
-                head=nn.Conv2d(inner, self.num_classes, 1),
-            )
-        )
+        parts: dict[str, nn.Module] = {
+            "conv": nn.Conv2d(channels, inner, 3, padding=1, bias=False),
+            "norm": nn.BatchNorm2d(inner),
+            "act": nn.ReLU(inplace=True),
+            "dropout": nn.Dropout(0.1),
+            "head": nn.Conv2d(inner, self.num_classes, 1),
+        }
+        head = nn.Sequential(OrderedDict(parts))
         self.auxiliary = head.to(device=self.scale.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
@@ -207,15 +179,13 @@ class SegmentationNetwork(nn.Module):
         Raises:
             ValueError: if it does not: the body has a fixed size and this one is larger.
         """
-        if self.fixed_size is None:
-            return
-        fixed_height, fixed_width = self.fixed_size
-        if height > fixed_height or width > fixed_width:
-            nearest = min(height, fixed_height), min(width, fixed_width)
+        most_high, most_wide = self.fixed_size or (height, width)
+        if height > most_high or width > most_wide:
             raise ValueError(
                 f"found a photo or crop of {height}x{width} (height x width), expected at most "
-                f"{fixed_height}x{fixed_width}: this encoder has a fixed input size. The nearest that works "
-                f"is {nearest[0]}x{nearest[1]}; for another one choose an encoder that takes any size"
+                f"{most_high}x{most_wide}: this encoder has a fixed input size. The nearest that works is "
+                f"{min(height, most_high)}x{min(width, most_wide)}; for another one choose an encoder that takes any "
+                "size"
             )
 
     def dry_run(self) -> None:
@@ -238,13 +208,12 @@ class SegmentationNetwork(nn.Module):
         size = max(3 * step, least + step), max(5 * step, least + 3 * step)
         if step >= LARGE_STEP:
             size = step, 2 * step
-        if self.fixed_size is not None:
-            size = self.fixed_size
+        photo = torch.zeros(1, 3, *(self.fixed_size or size), dtype=torch.uint8, device=self.scale.device)
         handles = [m.register_forward_pre_hook(note) for m in self.modules() if isinstance(m, _BatchNorm)]
         self.eval()
         try:
             with torch.no_grad():
-                logits = self(torch.zeros(1, 3, *size, dtype=torch.uint8, device=self.scale.device))
+                logits = self(photo)
         finally:
             self.train()
             for handle in handles:
@@ -264,35 +233,29 @@ def count_parameters(module: nn.Module) -> dict[str, int]:
     >>> count_parameters(nn.Linear(2, 3))
     {'total': 9, 'trainable': 9}
     """
-    parameters = list(module.parameters())
     counts = {
-        "total": sum(p.numel() for p in parameters),
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "total": sum(p.numel() for p in module.parameters()),
+        "trainable": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
     encoder = _encoder(module)
-    if encoder is not None:
-        counts["encoder"] = sum(p.numel() for p in encoder.parameters())
-    return counts
+    return counts if encoder is None else counts | {"encoder": sum(p.numel() for p in encoder.parameters())}
 
 
-def encoder_stages(network: SegmentationNetwork) -> list[list[nn.Module]]:
+def encoder_stages(network: nn.Module) -> list[list[nn.Module]]:
     """Divide the encoder into stages from its input to its output, one for each feature map it gives.
 
     A weight belongs to the stage of the finest map that depends on it (found by autograd on an empty photo, since
     encoders neither name nor register their parts alike); weights that no map depends on belong to the last stage.
     The stem is in the first one. An encoder whose finest map passes through all of it, as HRNet's does, has few
-    stages.
-
-    Args:
-        network: the network; its modes, weights, gradients and random state stay as they were.
+    stages. The network's modes, weights, gradients and random state stay as they were.
 
     Returns:
         Modules by stage: each weight of the encoder is in exactly one of them. The modules are the encoder's own,
         except that weights which a module has beside submodules of several stages come in a ``ParameterList``.
-        Empty where the network has no encoder.
+        Empty where the network is no :class:`SegmentationNetwork` with an encoder.
     """
     encoder = _encoder(network)
-    if encoder is None:
+    if encoder is None or not isinstance(network, SegmentationNetwork):
         return []
     if not network._first_maps:
         with torch.enable_grad():
@@ -321,18 +284,17 @@ def _first_maps(network: SegmentationNetwork, encoder: nn.Module) -> dict[str, i
             continue
         gradients = torch.autograd.grad(feature_map.sum(), list(left.values()), retain_graph=True, allow_unused=True)
         reached = [name for name, gradient in zip(left, gradients, strict=True) if gradient is not None]
-        for name in reached:
-            found[name] = number
-            del left[name]
+        found |= dict.fromkeys(reached, number)
+        left = {name: p for name, p in left.items() if name not in found}
         number += bool(reached)
-    return {**found, **dict.fromkeys(left, max(number - 1, 0))}
+    return found | dict.fromkeys(left, max(number - 1, 0))
 
 
 def _probe(network: SegmentationNetwork, weights: dict[str, Tensor]) -> list[Tensor]:
     """The encoder's feature maps of an empty photo in eval mode, with these weights in place of its own."""
     encoder = network.encoder
     assert encoder is not None
-    size = network.padded_size(PROBE_SIZE, PROBE_SIZE) if network.fixed_size is None else network.fixed_size
+    size = network.fixed_size or network.padded_size(PROBE_SIZE, PROBE_SIZE)
     photo = torch.zeros(1, 3, *size, dtype=network.scale.dtype, device=network.scale.device)
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as spectrally_normalised
 
-from cityseg.errors import ConfigError, Problems, did_you_mean
-
-Norm = Literal["none", "batch", "instance"]
+from cityseg.errors import ConfigError
 
 _KERNEL = 4  # pixels
 _MOST = 8  # channels grow up to this many times the first layer's
@@ -24,56 +20,33 @@ class PatchGan(nn.Module):
     sees 70x70 pixels with three layers, 34x34 with two, 16x16 with one. The scores are logits, as hinge losses take
     them.
 
-    By default nothing is normalised: with batch normalisation the scores of one image depend on the others of its
-    batch, and true and predicted labellings come in batches of their own; instance normalisation takes a map's mean
-    away, which says how sure a labelling is. What hinge losses need is a bound on the slope: spectral normalisation
+    Nothing is normalised: with batch normalisation the scores of one image would depend on the others of its batch,
+    and true and predicted labellings come in batches of their own; instance normalisation takes a map's mean away,
+    which says how sure a labelling is. What hinge losses need is a bound on the slope: spectral normalisation
     (Miyato et al., ICLR 2018).
+
+    Args:
+        in_channels: of photo and map together.
+        base_channels: of the first layer; doubled with each further one, up to eight times.
+        layers: of stride 2.
+        spectral_norm: divide each layer's weights by their largest singular value.
+
+    Raises:
+        ConfigError: if an option is out of its range.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        base_channels: int = 64,
-        layers: int = 3,
-        norm: Norm = "none",
-        spectral_norm: bool = False,
-    ) -> None:
-        """Build the discriminator.
-
-        Args:
-            in_channels: of photo and map together.
-            base_channels: of the first layer; doubled with each further one, up to eight times.
-            layers: of stride 2.
-            norm: normalisation between the layers, not after the first and the last.
-            spectral_norm: divide each layer's weights by their largest singular value.
-
-        Raises:
-            ConfigError: if an option is out of its range.
-        """
+    def __init__(self, in_channels: int, base_channels: int = 64, layers: int = 3, spectral_norm: bool = False) -> None:
         super().__init__()
-        problems = Problems("model.discriminator")
-        for name, value in {"in_channels": in_channels, "base_channels": base_channels, "layers": layers}.items():
-            if value < 1:
-                problems.add(f"found {name}={value}, expected 1 or more")
-        if norm not in get_args(Norm):
-            known = get_args(Norm)
-            problems.add(f"found norm={norm!r}.{did_you_mean(str(norm), known)}", fix=f"one of {', '.join(known)}")
-        problems.raise_if_any(ConfigError)
+        if min(in_channels, base_channels, layers) < 1:
+            found = f"in_channels={in_channels}, base_channels={base_channels}, layers={layers}"
+            raise ConfigError(f"model.discriminator: found {found}, expected 1 or more of each")
         widths = [in_channels, *(base_channels * min(2**layer, _MOST) for layer in range(layers + 1)), 1]
         self._strides = [2] * layers + [1, 1]
         parts: list[nn.Module] = []
-        for number, stride in enumerate(self._strides):
-            inner = 0 < number <= layers
-            convolution = nn.Conv2d(
-                widths[number], widths[number + 1], _KERNEL, stride, padding=1, bias=not inner or norm == "none"
-            )
-            parts.append(spectrally_normalised(convolution) if spectral_norm else convolution)
-            if inner and norm != "none":
-                channels = widths[number + 1]
-                parts.append(nn.BatchNorm2d(channels) if norm == "batch" else nn.InstanceNorm2d(channels, affine=True))
-            if number <= layers:
-                parts.append(nn.LeakyReLU(0.2))
-        self.layers = nn.Sequential(*parts)
+        for before, after, stride in zip(widths[:-1], widths[1:], self._strides, strict=True):
+            convolution = nn.Conv2d(before, after, _KERNEL, stride, padding=1)
+            parts += [spectrally_normalised(convolution) if spectral_norm else convolution, nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*parts[:-1])
 
     def forward(self, photo: Tensor, labelling: Tensor) -> Tensor:
         """Score every patch.
@@ -93,16 +66,10 @@ class PatchGan(nn.Module):
         return scores
 
     def valid_mask(self, void: Tensor) -> Tensor:
-        """Say which scores count where some pixels have no true class.
+        """Which scores count where pixels ``(B, H, W)`` bool have no true class: ``(B, 1, h, w)`` float, 1 or 0.
 
         The image is divided evenly among the scores; a score counts if at least half of its own cell is not void.
         (Its whole patch is larger and overlaps the next ones.)
-
-        Args:
-            void: ``(B, H, W)`` bool.
-
-        Returns:
-            ``(B, 1, h, w)`` float, 1 or 0.
 
         Raises:
             ValueError: as :meth:`forward`.

@@ -1,9 +1,9 @@
-"""Picture panels: photo, truth, prediction and errors of one image side by side, and the class legend."""
+"""Picture panels: photo, truth, prediction and errors of one image side by side, put together and taken apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,11 +15,11 @@ from cityseg.reports.summary import percent
 MAX_TILE_WIDTH = 512  # px; four tiles of it still fit a wide screen
 ERROR_COLOR: Color = (255, 30, 30)
 
+_TILES = (("photo", "truth", "prediction", "errors"), ("photo", "prediction", "overlay"))
 _PAPER: Color = (255, 255, 255)
-_INK: Color = (30, 30, 30)
 _GAP = 4  # px between tiles
 _NEAREST = cv2.INTER_NEAREST_EXACT
-_HATCH_PERIOD = 8  # px
+_font = lru_cache(ImageFont.load_default)  # Pillow's own letters, so that no font has to be installed
 
 
 def panel(photo: ByteArray, truth: ByteArray | None, prediction: ByteArray, space: LabelSpace) -> ByteArray:
@@ -44,57 +44,44 @@ def panel(photo: ByteArray, truth: ByteArray | None, prediction: ByteArray, spac
     for name, labels in (("truth", truth), ("prediction", prediction)):
         if labels is not None and labels.shape != photo.shape[:2]:
             raise ValueError(f"{name}: found size {labels.shape}, expected the photo's {photo.shape[:2]}")
-    photo, painted = _shrink(photo, cv2.INTER_AREA), space.colorize(_shrink(prediction, _NEAREST))
+    photo, predicted = _shrink(photo, cv2.INTER_AREA), _shrink(prediction, _NEAREST)
+    tiles = {"photo": photo, "prediction": space.colorize(predicted)}
     if truth is None:
-        overlay = cv2.addWeighted(photo, 0.5, painted, 0.5, 0)
-        tiles = {"photo": photo, "prediction": painted, "overlay": np.asarray(overlay, np.uint8)}
+        tiles["overlay"] = np.asarray(cv2.addWeighted(photo, 0.5, tiles["prediction"], 0.5, 0), np.uint8)
     else:
-        tiles = {
-            "photo": photo,
-            "truth": space.colorize(_shrink(truth, _NEAREST)),
-            "prediction": painted,
-            f"error: {percent(_wrong_share(truth, prediction))} %": _error_tile(
-                photo, _shrink(truth, _NEAREST), _shrink(prediction, _NEAREST)
-            ),
-        }
-    return _side_by_side([_with_caption(tile, caption) for caption, tile in tiles.items()])
+        valid = truth != VOID
+        wrong = float(np.mean(prediction[valid] != truth[valid])) if valid.any() else None
+        true = _shrink(truth, _NEAREST)
+        tiles = {"photo": photo, "truth": space.colorize(true), "prediction": tiles["prediction"]}
+        tiles[f"error: {percent(wrong)} %"] = _error_tile(photo, true, predicted)
+    gap = np.full((1, _GAP, 3), _PAPER, np.uint8)
+    shown = [_with_caption(tile, caption) for caption, tile in tiles.items()]
+    parts = [part for tile in shown for part in (np.repeat(gap, len(tile), axis=0), tile)]
+    return np.concatenate(parts[1:], axis=1)
 
 
-def legend(space: LabelSpace, present: Iterable[int], width: int) -> ByteArray:
-    """Colour swatches with class names, in as many rows as they need, to stand below a panel.
-
-    Args:
-        space: the classes.
-        present: train ids to list, in any order; others, and void, may be among them.
-        width: of the strip, in px.
+def read_tiles(path: Path) -> dict[str, Image.Image]:
+    """The tiles of a panel without their captions, by what they show; the whole picture if it is no panel.
 
     Returns:
-        ``(h, width, 3)`` uint8 RGB.
+        Empty if the file cannot be read.
     """
-    shown = sorted({int(train_id) for train_id in present} & {*range(space.num_classes), VOID})
-    names = [space.class_names[train_id] if train_id != VOID else "void" for train_id in shown]
-    font, swatch, row_height = _font(13), 12, 20
-    places: list[tuple[int, int]] = []
-    x = y = _GAP
-    for name in names:
-        entry_width = swatch + 5 + round(font.getlength(name)) + 14
-        if x > _GAP and x + entry_width > width:
-            x, y = _GAP, y + row_height
-        places.append((x, y))
-        x += entry_width
-    strip = Image.new("RGB", (width, y + row_height), _PAPER)
-    draw = ImageDraw.Draw(strip)
-    for train_id, name, (x, y) in zip(shown, names, places, strict=True):
-        color = tuple(space.palette[train_id].tolist())
-        draw.rectangle((x, y + 2, x + swatch, y + 2 + swatch), fill=color, outline=_INK)
-        draw.text((x + swatch + 5, y + 2 + swatch // 2), name, fill=_INK, font=font, anchor="lm")
-    return np.asarray(strip)
-
-
-def _wrong_share(truth: ByteArray, prediction: ByteArray) -> float | None:
-    """Share of the valid pixels that are wrong; None if all are void."""
-    valid = truth != VOID
-    return float(np.mean(prediction[valid] != truth[valid])) if valid.any() else None
+    try:
+        with Image.open(path) as opened:
+            strip = opened.convert("RGB")
+    except OSError:
+        return {}
+    pixels = np.asarray(strip)
+    for labels in _TILES:
+        width, rest = divmod(strip.width - _GAP * (len(labels) - 1), len(labels))
+        starts = [index * (width + _GAP) for index in range(len(labels))]
+        top = _letters(width) + 8
+        if rest or width <= 0 or top >= strip.height:
+            continue
+        if all((pixels[:, start - _GAP : start] == _PAPER).all() for start in starts[1:]):
+            boxes = ((start, top, start + width, strip.height) for start in starts)
+            return {label: strip.crop(box) for label, box in zip(labels, boxes, strict=True)}
+    return {"panel": strip}
 
 
 def _shrink(image: ByteArray, interpolation: int) -> ByteArray:
@@ -111,30 +98,20 @@ def _error_tile(photo: ByteArray, truth: ByteArray, prediction: ByteArray) -> By
     grey = np.asarray(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), np.float32)
     tile = np.repeat((40 + 0.5 * grey).astype(np.uint8)[..., None], 3, axis=2)
     void = truth == VOID
-    height, width = truth.shape
-    diagonal = np.arange(height)[:, None] + np.arange(width)
-    tile[void & (diagonal % _HATCH_PERIOD < 2)] = _PAPER
+    diagonal = np.add.outer(*map(np.arange, truth.shape))
+    tile[void & (diagonal % 8 < 2)] = _PAPER
     tile[~void & (prediction != truth)] = ERROR_COLOR
     return tile
 
 
 def _with_caption(tile: ByteArray, caption: str) -> ByteArray:
-    """Put a strip with the caption above a tile."""
     width = tile.shape[1]
-    size = min(max(width // 18, 9), 16)  # small tiles need small letters for the longest caption
+    size = _letters(width)
     strip = Image.new("RGB", (width, size + 8), _PAPER)
-    ImageDraw.Draw(strip).text((2, size // 2 + 4), caption, fill=_INK, font=_font(size), anchor="lm")
+    ImageDraw.Draw(strip).text((2, size // 2 + 4), caption, fill=(30, 30, 30), font=_font(size), anchor="lm")
     return np.concatenate([np.asarray(strip), tile])
 
 
-def _side_by_side(tiles: list[ByteArray]) -> ByteArray:
-    """Join tiles of one height with thin white gaps."""
-    gap = np.full((tiles[0].shape[0], _GAP, 3), _PAPER, np.uint8)
-    parts = [part for tile in tiles for part in (gap, tile)]
-    return np.concatenate(parts[1:], axis=1)
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in letters, so that no font has to be installed."""
-    return ImageFont.load_default(size)
+def _letters(width: int) -> int:
+    """Size of a caption's letters: small tiles need small ones for the longest caption."""
+    return min(max(width // 18, 9), 16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
+from cityseg.crossval.folds import read_scored_counts, read_yaml
 from cityseg.crossval.statistics import mean_iou
 from cityseg.errors import ConfigError, DataError
-from cityseg.image_counts import FILE_NAME, ImageCounts, read_image_counts
+from cityseg.image_counts import ImageCounts
 from cityseg.keys import dotted_values
 from cityseg.labels import Color, custom_label_space, label_space
 from cityseg.reports.plots import History
 
-WORST = 20
-"""Images that are named, and drawn, because their mIoU is lowest."""
+WORST = 20  # images that are named, and drawn, because their mIoU is lowest
 
 
 class ImageScore(NamedTuple):
@@ -43,29 +43,17 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run folder with figures.
-
-    Attributes:
-        folder: of the run.
-        figures: content of ``metrics.json``.
-        history: rows of ``history.csv``; empty where there is none.
-        config: dotted key -> value as text, of ``.hydra/config.yaml``.
-        choices: dotted key or group -> what the command line or the experiment set it to.
-        experiment_file: False if an experiment was chosen whose file is not to be found.
-        parts: part -> images, of ``split.csv``.
-        images: pixel counts of each image; None where there are none that fit the figures.
-        colors: class name -> colour, where it is known.
-    """
+    """A run folder with figures."""
 
     folder: Path
-    figures: Mapping[str, Any]
-    history: History
-    config: Mapping[str, str]
-    choices: Mapping[str, Choice]
-    experiment_file: bool
-    parts: Mapping[str, int]
-    images: ImageCounts | None
-    colors: Mapping[str, Color]
+    figures: Mapping[str, Any]  # content of metrics.json
+    history: History  # rows of history.csv; empty where there is none
+    config: Mapping[str, str]  # dotted key -> value as text, of .hydra/config.yaml
+    choices: Mapping[str, Choice]  # dotted key or group -> what the command line or the experiment set it to
+    experiment_file: bool  # False if an experiment was chosen whose file is not to be found
+    parts: Mapping[str, int]  # part -> images, of split.csv
+    images: ImageCounts | None  # pixel counts of each image; None where there are none that fit the figures
+    colors: Mapping[str, Color]  # of the classes, where they are known
 
     @property
     def name(self) -> str:
@@ -105,25 +93,28 @@ def read_run(folder: Path) -> RunFiles:
         choices, experiment_file = _choices(folder / ".hydra")
     except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"{folder} cannot be read: {error}") from error
-    history, split = folder / "history.csv", folder / "split.csv"
-    return RunFiles(
-        folder,
-        figures,
-        read_history(history) if history.is_file() else [],
-        _texts(config),
-        choices,
-        experiment_file,
-        _count_parts(split) if split.is_file() else {},
-        _image_counts(folder / FILE_NAME, figures),
-        class_colors(figures, config),
-    )
+    try:
+        images = read_scored_counts(folder, figures)
+    except DataError:
+        images = None
+    history = read_history(folder / "history.csv")
+    parts = Counter(row["part"] for row in _rows(folder / "split.csv"))
+    colors = class_colors(figures, config)
+    return RunFiles(folder, figures, history, _texts(config), choices, experiment_file, parts, images, colors)
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Rows of a ``history.csv``; empty cells are left out."""
-    with path.open(newline="") as handle:
-        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(handle)]
+    """Rows of a ``history.csv``; empty cells are left out, and where there is no file there are no rows."""
+    rows = [{key: float(value) for key, value in row.items() if value} for row in _rows(path)]
     return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def class_colors(figures: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Color]:
@@ -149,18 +140,15 @@ def _choices(folder: Path) -> tuple[dict[str, Choice], bool]:
     pairs = [text.lstrip("+~").partition("=")[::2] for text in typed]
     chosen = {key.partition("@")[2] or key: Choice(value, False) for key, value in pairs if key != "resume"}
     hydra = (read_yaml(folder / "hydra.yaml") or {}).get("hydra") or {}
-    sources = [
-        Path(source["path"])
-        for source in (hydra.get("runtime") or {}).get("config_sources", ())
-        if source["schema"] == "file"
-    ]
     experiment = f"experiment/{chosen['experiment'].value}.yaml" if "experiment" in chosen else None
     found = not experiment
-    for source in sources:
-        if experiment and (source / experiment).is_file():
-            content = read_yaml(source / experiment) or {}
+    for listed in (hydra.get("runtime") or {}).get("config_sources", ()):
+        if listed["schema"] != "file":
+            continue
+        source = Path(listed["path"])
+        if experiment and (content := read_yaml(source / experiment)) is not None:
             groups = {key.removeprefix("override ").lstrip("/"): value for key, value in _defaults(content).items()}
-            values = {**{key: _text(value) for key, value in groups.items()}, **_texts(content)}
+            values = _texts(groups) | _texts(content)
             chosen |= {key: Choice(value, True) for key, value in values.items() if key not in chosen}
             found = True
         main = read_yaml(source / f"{(hydra.get('job') or {}).get('config_name')}.yaml") or {}
@@ -180,43 +168,11 @@ def _defaults(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; None where there is none.
-
-    Raises:
-        yaml.YAMLError: if it is none, or says anything by way of aliases: a few lines of those unfold without end.
-    """
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
-    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise yaml.YAMLError(f"{path}: found an alias (*NAME), expected plain values")
-    return yaml.safe_load(text)
-
-
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:
-    return {key: _text(value) for key, value in dotted_values(config).items()}
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _count_parts(path: Path) -> Mapping[str, int]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return Counter(row["part"] for row in csv.DictReader(file))
-
-
-def _image_counts(path: Path, figures: Mapping[str, Any]) -> ImageCounts | None:
-    try:
-        found = read_image_counts(path)
-    except DataError:
-        return None
-    matrix = np.array(figures.get("confusion_matrix", ()), np.int64)
-    if matrix.shape != (len(found.class_names),) * 2:
-        return None
-    totals = [matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)]
-    return found if np.array_equal(found.counts.sum(axis=0), totals) else None
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for key, value in dotted_values(config).items()
+    }
 
 
 def chosen_by(key: str, choices: Mapping[str, Choice]) -> Choice | None:
@@ -225,6 +181,6 @@ def chosen_by(key: str, choices: Mapping[str, Choice]) -> Choice | None:
     >>> chosen_by("model.encoder", {"model": Choice("unet", False)})
     Choice(value='unet', experiment=False)
     """
-    parts: Sequence[str] = key.split(".")
+    parts = key.split(".")
     names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((choices[name] for name in names if name in choices), None)

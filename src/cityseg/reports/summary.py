@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +16,13 @@ from rich.text import Text
 ABSENT = "\N{EN DASH}"
 """What stands where a class does not occur: it has no score, not a score of 0."""
 
+SCORE_NAMES = {
+    **{"miou": "mIoU", "mpa": "mPA", "pixel_accuracy": "pixel accuracy"},
+    **{"fwiou": "frequency-weighted IoU", "dice": "Dice"},
+}
+"""Key of ``metrics.json`` -> what a reader knows the figure as."""
+
 _BAR_WIDTH = 20  # characters
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -38,12 +44,13 @@ def closing_table(metrics: Mapping[str, Any], paths: Mapping[str, Path]) -> Rend
     Returns:
         Something for ``rich.print``, at most 100 columns wide, that reads well without colours too.
     """
-    parts: list[RenderableType] = [headline(metrics), *_details(metrics)]
-    if metrics.get("per_class"):
-        parts.append(_class_table(metrics["per_class"]))
-    if paths:
-        parts.append(_path_table(paths))
-    return Group(*parts)
+    files = Table.grid(padding=(0, 2))
+    files.add_column(style="bold", no_wrap=True)
+    files.add_column(overflow="fold")  # folded, not cut: a path must stay whole to be of use
+    for name, path in paths.items():
+        files.add_row(Text(name), Text(str(path)))
+    classes = [_class_table(metrics["per_class"])] if metrics.get("per_class") else []
+    return Group(headline(metrics), *_details(metrics), *classes, files)
 
 
 def headline(metrics: Mapping[str, Any]) -> Text:
@@ -57,8 +64,8 @@ def headline(metrics: Mapping[str, Any]) -> Text:
 
 def _details(metrics: Mapping[str, Any]) -> list[Text]:
     """The other figures, one line each for scores, categories and cost; empty lines are left out."""
-    named = {"mpa": "mPA", "pixel_accuracy": "pixel accuracy", "fwiou": "fwIoU", "dice": "Dice"}
-    scores = [f"{name} {_with_sign(metrics[key])}" for key, name in named.items() if key in metrics]
+    named = [(name, metrics[key]) for key, name in SCORE_NAMES.items() if key in metrics and key != "miou"]
+    scores = [f"{name} {_with_sign(value)}" for name, value in named]
     if metrics.get("loss") is not None:
         scores.append(f"loss {metrics['loss']:.4f}")
     categories = [f"{name} {percent(value)}" for name, value in (metrics.get("category_iou") or {}).items()]
@@ -67,8 +74,9 @@ def _details(metrics: Mapping[str, Any]) -> list[Text]:
         cost.append(f"{_count(parameters['total'])} parameters, {_count(parameters['trainable'])} trainable")
     if metrics.get("seconds") is not None:
         cost.append(duration(metrics["seconds"]))
-    texts = [" · ".join(scores), "category IoU in %: " + " · ".join(categories) if categories else ""]
-    return [Text(text) for text in (*texts, " · ".join(cost)) if text]
+    if categories:
+        categories[0] = f"category IoU in %: {categories[0]}"
+    return [Text(" · ".join(parts)) for parts in (scores, categories, cost) if parts]
 
 
 def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -76,41 +84,20 @@ def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("class", overflow="fold", max_width=28)
     table.add_column("IoU %", justify="right", no_wrap=True)
-    table.add_column("", width=_BAR_WIDTH, style="cyan", no_wrap=True)
+    table.add_column("", width=_BAR_WIDTH)
     table.add_column("accuracy %", justify="right", no_wrap=True)
     table.add_column("pixels %", justify="right", no_wrap=True)
     for name, row in per_class.items():
-        share = (row.get("pixels") or 0) / total if total else None
-        absent = percent(row.get("iou")) == ABSENT
+        iou, share = percent(row.get("iou")), (row.get("pixels") or 0) / total if total else None
         table.add_row(
             Text(name),  # as text, since a class name may hold square brackets
-            percent(row.get("iou")),
-            "" if absent else _bar(float(row["iou"])),
+            iou,
+            "" if iou == ABSENT else Bar(1, 0, row["iou"], width=_BAR_WIDTH, color="cyan"),
             percent(row.get("accuracy")),
             percent(share, digits=2),
-            style="dim" if absent else None,
+            style="dim" if iou == ABSENT else None,
         )
     return table
-
-
-def _path_table(paths: Mapping[str, Path]) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")  # folded, not cut: a path must stay whole to be of use
-    for name, path in paths.items():
-        grid.add_row(Text(name), Text(str(path)))
-    return grid
-
-
-def _bar(fraction: float) -> str:
-    """A bar of block characters, to an eighth of a character.
-
-    >>> _bar(0.5)
-    '██████████'
-    """
-    eighths = round(min(max(fraction, 0.0), 1.0) * _BAR_WIDTH * 8)
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
 def _with_sign(fraction: float | None) -> str:
@@ -124,9 +111,9 @@ def _count(number: float) -> str:
     >>> _count(24_436_369), _count(1_900), _count(12)
     ('24.4 M', '1.9 k', '12')
     """
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:.1f} {name}"
+    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {name}"
     return str(int(number))
 
 
@@ -139,6 +126,4 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

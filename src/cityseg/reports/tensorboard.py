@@ -40,9 +40,6 @@ class TensorBoard(TensorBoardLogger):
 
     The hyper-parameters of a run are there from its start. They come without the list of columns that torch makes, for
     TensorBoard would show the first run's alone; so it puts together the columns of all runs, those that differ first.
-
-    Args:
-        folder: of the run.
     """
 
     def __init__(self, folder: str) -> None:
@@ -51,11 +48,7 @@ class TensorBoard(TensorBoardLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> SummaryWriter:
-        """The writer.
-
-        Raises:
-            WriteError: if the system does not let it begin a file.
-        """
+        """The writer; a WriteError if the system does not let it begin a file."""
         with refusals_named(Path(self.log_dir)):
             writer: SummaryWriter = super().experiment
             records = writer._get_file_writer().event_writer._async_writer._writer  # type: ignore[no-untyped-call]
@@ -79,12 +72,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_final(self, figures: Mapping[str, Any], step: int) -> None:
-        """Log the scores of the kept weights, and how far their confidence can be believed.
-
-        Args:
-            figures: content of ``metrics.json``.
-            step: after which training ended.
-        """
+        """Log the scores of the kept weights from ``metrics.json``, and how far their confidence can be believed."""
         keys = ("miou", "mpa", "pixel_accuracy", "dice", "loss")
         self.log_metrics({f"final/{key}": figures[key] for key in keys if figures[key] is not None}, step)
         self.experiment.add_figure("final/reliability", reliability_figure(figures["calibration"]), step)

@@ -14,9 +14,8 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from cityseg.data.datamodule import SegmentationDataModule
-from cityseg.data.decoded import readable_bytes
-from cityseg.runs.failures import explained
 from cityseg.runs.objects import build_trainer, own_steps
+from cityseg.runs.output import explained
 from cityseg.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -32,23 +31,22 @@ def find_batch_size(config: DictConfig, data: SegmentationDataModule, task: Task
     several processes, keeps no margin, and stays in an adversarial task's warm-up, which needs less memory.)
 
     Raises:
-        TrainingError: if not even the smallest batch fits.
+        OutOfMemoryError: if not even the smallest batch fits.
     """
     trainer = build_trainer(config)
     strategy, least = trainer.strategy, getattr(task.network, "min_train_batch", 1)
     most = max(len(data.samples("train")) // trainer.world_size, least)  # of more, training would use no more
-    taken: dict[int, str] = {}
 
     def search() -> int:
         strategy.setup_environment()
         size, device = 0, strategy.root_device
         with _margin(device), isolate_rng():
             while (larger := 2 * size or least) <= most:
-                memory = _memory_taken(config, data, task, device, larger)
+                fits = _fits(config, data, task, device, larger)
                 garbage_collection_cuda()  # here, where no error holds tensors any more
-                if memory is None:
+                if not fits:
                     break
-                size, taken[larger] = larger, memory
+                size = larger
         return int(strategy.reduce(torch.tensor(size, device=device), reduce_op="min"))
 
     launcher = strategy.launcher  # starts the other processes, as it will for training
@@ -59,13 +57,11 @@ def find_batch_size(config: DictConfig, data: SegmentationDataModule, task: Task
             raise torch.OutOfMemoryError("data.batch_size=auto: not even this fits")
     height, width = data.crop_size()
     reason = f"{2 * size} do not fit" if 2 * size <= most else f"there are {most} for each device"
-    log.info("data.batch_size=auto: %d crops of %dx%d%s; %s", size, width, height, taken[size], reason)
+    log.info("data.batch_size=auto: %d crops of %dx%d; %s", size, width, height, reason)
 
 
-def _memory_taken(
-    config: DictConfig, data: SegmentationDataModule, task: Task, device: torch.device, size: int
-) -> str | None:
-    """What a copy of the task takes for two steps of the run's last epoch, when no warm-up is on; None for too much.
+def _fits(config: DictConfig, data: SegmentationDataModule, task: Task, device: torch.device, size: int) -> bool:
+    """Whether memory holds a copy of the task for two steps of the run's last epoch, when no warm-up is on.
 
     The copy of a compiled network is not compiled, and takes a little more.
     """
@@ -75,8 +71,6 @@ def _memory_taken(
         max_steps=-1, limit_train_batches=steps, limit_val_batches=0, fast_dev_run=False, **own_steps(task),
     )  # fmt: skip
     trainer.fit_loop.epoch_progress.current.processed = epochs - 1  # type: ignore[attr-defined]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     shape, classes = (size, *data.crop_size()), data.label_space.num_classes
     photo = torch.randint(0, 256, (size, 3, *shape[1:]), dtype=torch.uint8)
     target = torch.randint(0, classes, shape, dtype=torch.uint8)
@@ -86,12 +80,9 @@ def _memory_taken(
         trainer.fit(copy.deepcopy(task), loader, loader)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or is_oom_error(error):
-            return None
+            return False
         raise
-    if device.type != "cuda":
-        return ""
-    total = torch.cuda.mem_get_info(device)[1]
-    return f", {readable_bytes(torch.cuda.max_memory_allocated(device))} of {readable_bytes(total)}"
+    return True
 
 
 @contextmanager

@@ -7,16 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from cityseg.boundaries import Boundaries
@@ -24,46 +22,39 @@ from cityseg.calibration import Calibration
 from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.samples import Samples
-from cityseg.environment import environment
 from cityseg.errors import CheckpointError, ConfigError
 from cityseg.files import write_json
 from cityseg.inference import Ensemble, Inference, Size
 from cityseg.instances import Instances, instance_file
-from cityseg.reports.html.run import write_run_page
-from cityseg.reports.plots import plot_class_iou, plot_confusion
-from cityseg.reports.summary import percent
+from cityseg.labels import LabelSpace
+from cityseg.reports.summary import SCORE_NAMES, percent
 from cityseg.runs.config import check_keys, network_node
-from cityseg.runs.failures import explained
 from cityseg.runs.objects import build_data, build_loss, build_network, build_trainer, divide
-from cityseg.runs.output import print_closing, quiet_libraries
+from cityseg.runs.output import explained, print_closing, quiet_libraries
 from cityseg.runs.scoring import (
     BoundaryFigures,
     Cost,
-    Figures,
     InstanceFigures,
     PerImage,
     Pictures,
+    Scored,
     official_scores,
     score,
+    write_figures,
 )
 from cityseg.runs.trust import check_trusted
 from cityseg.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
-COMPARED = {"miou": "mIoU", "mpa": "mPA", "pixel_accuracy": "pixel accuracy", "fwiou": "fwIoU", "dice": "Dice"}
-"""Figures that stand side by side where there are several checkpoints."""
 OFFICIAL = {
-    "miou": "averageScoreClasses",
-    "category_miou": "averageScoreCategories",
-    "miiou": "averageScoreInstClasses",
-    "category_miiou": "averageScoreInstCategories",
+    **{"miou": "averageScoreClasses", "category_miou": "averageScoreCategories"},
+    **{"miiou": "averageScoreInstClasses", "category_miiou": "averageScoreInstCategories"},
 }
 """Our names of figures -> those of cityscapesScripts."""
 
 
-@dataclass
-class Scorable:
+class Scorable(NamedTuple):
     """A checkpoint, and what its file and the evaluation config make of it."""
 
     checkpoint: Checkpoint
@@ -73,12 +64,7 @@ class Scorable:
 
 
 def evaluate(config: DictConfig, run_dir: Path) -> float | None:
-    """Score one checkpoint, or several and their ensemble, on one split and write the figures and pictures.
-
-    Args:
-        config: the composed evaluation config; keys of `data` and `trainer` that are not null replace the
-            checkpoint's own.
-        run_dir: where everything goes; each of several checkpoints has a folder of its own in ``members``.
+    """Score one checkpoint, or several (each in a folder of ``members``) and their ensemble, on one split.
 
     Returns:
         mIoU, of the ensemble where there are several checkpoints; None where the split has no labels.
@@ -90,33 +76,32 @@ def evaluate(config: DictConfig, run_dir: Path) -> float | None:
     check_keys(config)
     inference = build_inference(config)
     parts = [_prepare(config, inference, path, run_dir) for path in checkpoint_paths(config)]
-    first = parts[0]
-    if len(parts) == 1:
-        figures = _score(first, config, run_dir)
-        origin = {"checkpoint": str(first.checkpoint.path.absolute()), "trained_epochs": first.checkpoint.epochs}
-        return _write(figures | origin, first, config, run_dir)
+    first, several = parts[0], len(parts) > 1
     check_alike([(part.checkpoint, part.run) for part in parts], ("scale", "val_crop"))
     _check_same_images(parts, config.split)
     members: list[dict[str, Any]] = []
     for number, part in enumerate(parts, start=1):
-        folder = run_dir / "members" / str(number)
-        figures = _score(part, config, folder)
-        figures |= {"checkpoint": str(part.checkpoint.path.absolute()), "trained_epochs": part.checkpoint.epochs}
-        write_json(folder / "metrics.json", figures)
-        members.append(figures)
-    first.task.network = Ensemble([part.task.network for part in parts])
-    figures = _score(first, config, run_dir)
-    kept = ("checkpoint", "trained_epochs", *COMPARED)
-    figures["members"] = [
-        {
-            **{key: member[key] for key in kept if key in member},
-            "iou": {name: row["iou"] for name, row in member.get("per_class", {}).items()},
-        }
-        for member in members
-    ]
-    miou = _write(figures, first, config, run_dir)
-    _print_side_by_side([*members, figures], [*map(str, range(1, len(parts) + 1)), "ensemble"])
-    return miou
+        folder = run_dir / "members" / str(number) if several else run_dir
+        origin = {"checkpoint": str(part.checkpoint.path.absolute()), "trained_epochs": part.checkpoint.epochs}
+        members.append(_score(part, config, folder) | origin)
+        if several:
+            write_json(folder / "metrics.json", members[-1])
+    figures = members[0]
+    if several:
+        first.task.network = Ensemble([part.task.network for part in parts])
+        figures = _score(first, config, run_dir)
+        figures["members"] = [
+            {key: member[key] for key in ("checkpoint", "trained_epochs", *SCORE_NAMES) if key in member}
+            | {"iou": {name: row["iou"] for name, row in member.get("per_class", {}).items()}}
+            for member in members
+        ]
+    write_figures(figures, run_dir, first.data.label_space)
+    print_closing(figures, run_dir)
+    if config.official:
+        _print_side_by_side([figures, figures["official"]], ["cityseg", "cityscapesScripts"])
+    if several:
+        _print_side_by_side([*members, figures], [*map(str, range(1, len(parts) + 1)), "ensemble"])
+    return figures.get("miou")
 
 
 def checkpoint_paths(config: DictConfig) -> list[Path]:
@@ -135,7 +120,7 @@ def build_inference(config: DictConfig) -> Inference:
     """What the keys `inference`, `window`, `stride`, `blending`, `tta` and `scales` ask for.
 
     Raises:
-        ConfigError: if one of them has a value without meaning.
+        ConfigError: if a value is unknown, or the keys do not go together.
     """
     for key, choices in (("inference", ("whole", "sliding")), ("tta", ("none", "flip", "multiscale"))):
         if config[key] not in choices:
@@ -159,16 +144,15 @@ def _size(config: DictConfig, key: str) -> Size:
 
 
 def _prepare(config: DictConfig, inference: Inference, path: Path, run_dir: Path) -> Scorable:
-    """Load a checkpoint and find its data.
-
-    Raises:
-        CitysegError: if they do not fit each other, or what is to be scored.
-    """
+    """Load a checkpoint and find its data, which have to fit each other."""
     checkpoint = load_checkpoint(path)
     run = evaluation_config(checkpoint, config, run_dir)
     pl.seed_everything(run.seed, workers=False, verbose=False)
     data = build_data(run)
-    _check_label_space(checkpoint, data)
+    own, given = checkpoint.label_space, data.label_space
+    if own.class_names != given.class_names:
+        spaces = f"was trained on {_names(own)}, the data has {_names(given)}"
+        raise CheckpointError(f"ckpt={path} {spaces}. Fix: give data with the checkpoint's classes")
     if run.get("fold") is not None:
         divide(run, data)
     task = build_scoring_task(run, checkpoint, data)
@@ -186,36 +170,22 @@ def _score(part: Scorable, config: DictConfig, folder: Path) -> dict[str, Any]:
     """The figures of one network, or of the ensemble."""
     started = time.perf_counter()
     task, data, space = part.task, part.data, part.data.label_space
-    samples = data.samples(config.split)
+    samples, instances = data.samples(config.split), Instances(space)
     task.calibration = Calibration(ignore_index=space.ignore_index) if config.calibration else None
-    pictures = Pictures(folder, samples, panels=config.panels, predictions=config.predictions or config.official)
-    extra: list[Figures] = [Cost(), PerImage(folder, samples, draw=config.panels > 0)]
+    callbacks: list[Scored] = [Cost(), PerImage(folder, samples, draw=config.panels > 0)]
     if config.boundary is not None:
-        extra.append(BoundaryFigures(Boundaries(space.class_names, config.boundary, ignore_index=space.ignore_index)))
-    instances = Instances(space)
+        boundaries = Boundaries(space.class_names, config.boundary, ignore_index=space.ignore_index)
+        callbacks.append(BoundaryFigures(boundaries))
     files = _instance_files(samples) if instances.classes and part.run.data.get("val_crop") in (None, "none") else []
     if files:
-        extra.append(InstanceFigures(instances, files))
+        callbacks.append(InstanceFigures(instances, files))
+    predictions = config.predictions or config.official
+    callbacks.append(Pictures(folder, samples, panels=config.panels, predictions=predictions))
     with explained(part.run, data):
-        figures = score(task, data, config.split, build_trainer(part.run, [*extra, pictures], progress=True))
+        figures = score(task, data, config.split, build_trainer(part.run, callbacks, progress=True))
     if config.official:
         figures["official"] = _official(figures, folder, samples, instances=bool(files))
     return figures | {"seconds": round(time.perf_counter() - started, 1)}
-
-
-def _write(figures: dict[str, Any], part: Scorable, config: DictConfig, run_dir: Path) -> float | None:
-    """Write the figures, plots and report, print the table; returns the mIoU."""
-    figures["environment"] = environment()
-    write_json(run_dir / "metrics.json", figures)
-    if "confusion_matrix" in figures:
-        space = part.data.label_space
-        plot_confusion(np.array(figures["confusion_matrix"]), space.class_names, run_dir / "plots" / "confusion.png")
-        plot_class_iou(figures["per_class"], space.colors, run_dir / "plots" / "class_iou.png")
-    write_run_page(run_dir, part.data.label_space)
-    print_closing(figures, run_dir)
-    if config.official:
-        _print_side_by_side([figures, figures["official"]], ["cityseg", "cityscapesScripts"])
-    return figures.get("miou")
 
 
 def _instance_files(samples: Samples) -> list[Path]:
@@ -233,29 +203,22 @@ def _official(figures: Mapping[str, Any], folder: Path, samples: Samples, *, ins
     predictions = [folder / "label_ids" / f"{samples.name(index)}_pred_labelIds.png" for index in indices]
     truths = [label for index in indices if (label := samples.label(index))]
     theirs = official_scores(predictions, truths, instances=instances)
-    found: dict[str, Any] = {
-        ours: None if math.isnan(theirs[name]) else theirs[name] for ours, name in OFFICIAL.items() if ours in figures
-    }
-    scores = theirs["classScores"]
-    found["per_class"] = {
-        name: {"iou": None if math.isnan(scores[name]) else scores[name]}
-        for name in figures["per_class"]
-        if name in scores
-    }
-    pairs = [(figures[name], found[name]) for name in OFFICIAL if name in found]
-    pairs += [(figures["per_class"][name]["iou"], row["iou"]) for name, row in found["per_class"].items()]
-    found["largest_difference"] = max(
-        (abs(ours - other) for ours, other in pairs if ours is not None and other is not None), default=None
-    )
-    return found
+    scores = {name: value for name, value in theirs["classScores"].items() if name in figures["per_class"]}
+    found: dict[str, Any] = {ours: _present(theirs[name]) for ours, name in OFFICIAL.items() if ours in figures}
+    pairs = [(figures[name], value) for name, value in found.items()]
+    pairs += [(figures["per_class"][name]["iou"], _present(value)) for name, value in scores.items()]
+    found["per_class"] = {name: {"iou": _present(value)} for name, value in scores.items()}
+    differences = [abs(ours - other) for ours, other in pairs if ours is not None and other is not None]
+    return found | {"largest_difference": max(differences, default=None)}
+
+
+def _present(score: float) -> float | None:
+    return None if math.isnan(score) else score
 
 
 def _print_side_by_side(columns: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("%")
-    for title in titles:
-        table.add_column(title, justify="right")
-    names = {**COMPARED, "category_miou": "category mIoU", "miiou": "iIoU", "category_miiou": "category iIoU"}
+    table = Table("%", *(Column(title, justify="right") for title in titles), box=None, pad_edge=False)
+    names = {**SCORE_NAMES, "category_miou": "category mIoU", "miiou": "iIoU", "category_miiou": "category iIoU"}
     for key, name in names.items():
         if all(key in figures for figures in columns):
             table.add_row(name, *(percent(figures[key], digits=2) for figures in columns))
@@ -265,10 +228,10 @@ def _print_side_by_side(columns: Sequence[Mapping[str, Any]], titles: Sequence[s
 
 
 def evaluation_config(checkpoint: Checkpoint, wanted: DictConfig, run_dir: Path) -> DictConfig:
-    """The checkpoint's own config, on one device, with what the user asked for instead.
+    """The checkpoint's own config, on one device, with what the user asked for instead; refuses foreign code.
 
     Raises:
-        ConfigError: if the checkpoint's config would build foreign code.
+        CitysegError: if something does not fit the checkpoint.
     """
     check_trusted(checkpoint.config, wanted.trusted)
     run = OmegaConf.create(checkpoint.config)
@@ -302,50 +265,36 @@ def check_alike(members: Sequence[tuple[Checkpoint, DictConfig]], keys: Sequence
     """Refuse an ensemble of checkpoints that give different classes, or whose runs differ in a key of `data`.
 
     Raises:
-        CheckpointError: naming the first that differs, and how.
+        CheckpointError: naming the key.
     """
     first, first_run = members[0]
     for other, run in members[1:]:
         where = f"ckpt={other.path} beside {first.path}"
         if other.label_space.class_names != first.label_space.class_names:
-            raise CheckpointError(
-                f"{where}: found {_names(other.label_space)} and {_names(first.label_space)}, expected checkpoints of "
-                "the same classes"
-            )
+            spaces = f"{_names(other.label_space)} and {_names(first.label_space)}"
+            raise CheckpointError(f"{where}: found {spaces}, expected checkpoints of the same classes")
         for key in keys:
-            found = run.data.get(key), first_run.data.get(key)
-            if found[0] != found[1]:
-                raise CheckpointError(
-                    f"{where}: found data.{key}={found[0]} and {found[1]}, expected one. Fix: set data.{key} for both"
-                )
+            one, two = run.data.get(key), first_run.data.get(key)
+            if one != two:
+                found = f"found data.{key}={one} and {two}, expected one"
+                raise CheckpointError(f"{where}: {found}. Fix: set data.{key} for both")
 
 
 def _check_same_images(parts: Sequence[Scorable], split: str) -> None:
-    """Refuse checkpoints that would be scored on different images.
-
-    Raises:
-        CheckpointError: naming the first that differs.
-    """
+    """Refuse checkpoints that would be scored on different images."""
     first = parts[0]
     for other in parts[1:]:
         one, two = first.data.samples(split), other.data.samples(split)
         if one.root != two.root or one.names() != two.names():
             raise CheckpointError(
                 f"ckpt={other.checkpoint.path} beside {first.checkpoint.path}: split {split} has other images, of "
-                f"{two.root} and {one.root}. Fix: set data.root for both, or fold=none where they are of different "
-                "folds"
+                f"{two.root} and {one.root}. Fix: set data.root for both, or fold=none for different folds"
             )
 
 
 def _check_sizes(task: Task, data: SegmentationDataModule, split: str) -> None:
-    """Refuse photos that the network cannot take.
-
-    Raises:
-        ConfigError: with the way out.
-    """
-    check_size = getattr(task.network, "check_size", None)
-    if check_size is None:
-        return
+    """Refuse photos that the network cannot take."""
+    check_size = getattr(task.network, "check_size", lambda height, width: None)
     for height, width in {(int(h), int(w)) for h, w in data.eval_sizes(split)}:
         for size in task.inference.network_sizes(height, width):
             try:
@@ -357,32 +306,17 @@ def _check_sizes(task: Task, data: SegmentationDataModule, split: str) -> None:
 
 
 def _check_official(run: DictConfig, data: SegmentationDataModule, samples: Samples) -> None:
-    """Refuse what cityscapesScripts cannot score.
-
-    Raises:
-        ConfigError: with the way out.
-    """
+    """Refuse what cityscapesScripts cannot score."""
     if importlib.util.find_spec("cityscapesscripts") is None:
         raise ConfigError("official=true: cityscapesscripts is not installed. Fix: pip install 'cityseg[cityscapes]'")
     label = samples.label(0)
     if label is None or not label.name.endswith("_labelIds.png") or not Instances(data.label_space).classes:
-        raise ConfigError(
-            f"official=true: found label {label} and label space {data.label_space.name!r}, expected files "
-            "*_labelIds.png and Cityscapes classes (data=gtfine)"
-        )
+        found = f"label {label} and label space {data.label_space.name!r}"
+        raise ConfigError(f"official=true: found {found}, expected files *_labelIds.png of Cityscapes classes")
     if run.data.get("val_crop") not in (None, "none"):
         raise ConfigError("official=true: whole images only. Fix: data.val_crop=none")
 
 
-def _check_label_space(checkpoint: Checkpoint, data: SegmentationDataModule) -> None:
-    own, given = checkpoint.label_space, data.label_space
-    if own.class_names != given.class_names:
-        raise CheckpointError(
-            f"ckpt={checkpoint.path} was trained on {_names(own)}, the data has "
-            f"{_names(given)}. Fix: give data with the checkpoint's classes"
-        )
-
-
-def _names(space: Any) -> str:
+def _names(space: LabelSpace) -> str:
     shown = ", ".join(space.class_names[:5]) + (", ..." if space.num_classes > 5 else "")
     return f"{space.num_classes} classes of {space.name!r} ({shown})"

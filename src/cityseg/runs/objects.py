@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import sys
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import hydra
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -16,18 +19,70 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from cityseg.adversarial import map_channels
-from cityseg.callbacks.progress import ProgressBar
+from cityseg.callbacks import ProgressBar
 from cityseg.checkpoints import SealedCheckpointIO
-from cityseg.class_weights import class_weights_from_counts
 from cityseg.crossval.folds import FINAL
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.splits import Strategy
-from cityseg.data.statistics import class_pixel_counts
+from cityseg.data.statistics import class_weights_from_counts, image_class_pixels
 from cityseg.data.transforms import Augment
-from cityseg.errors import ConfigError, Problems
+from cityseg.errors import CitysegError, ConfigError, Problems, did_you_mean
 from cityseg.labels import LabelSpace
-from cityseg.runs.config import build, network_node, picks_best
+from cityseg.runs.config import check_arguments, network_node
 from cityseg.tasks.base import Task
+
+Built = TypeVar("Built")
+
+
+def build(node: Any, kind: type[Built] = object, **arguments: Any) -> Built:  # type: ignore[assignment]
+    """Instantiate a config node as an object of a kind, with arguments beside the config's.
+
+    They are handed to the target as they are: through Hydra, dataclasses among them would become configs.
+
+    Raises:
+        ConfigError: naming the key, if a target does not exist, does not take an argument (with the nearest one that
+            it takes) or fails; of a partial target also when it is called in the end.
+    """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"found {node!r}, expected a mapping with the key _target_, which names a {kind.__name__}")
+    key = str(node._get_full_key(None))
+    problems = Problems("the config")
+    plain: Any = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    check_arguments({name: value for name, value in plain.items() if name not in arguments}, key, problems)
+    problems.raise_if_any(ConfigError)
+    with _explained(node, key):
+        if arguments:
+            built = hydra.utils.instantiate(node, _convert_="all", _partial_=True)(**arguments)
+        else:
+            built = hydra.utils.instantiate(node, _convert_="all")
+        if isinstance(built, functools.partial):  # called only when training starts: look at its arguments now
+            inspect.signature(built.func).bind_partial(*built.args, **built.keywords)
+            built = functools.partial(_explained(node, key)(built))
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key}: {node._target_} gives a {type(built).__name__}, expected a {kind.__name__}")
+    return built
+
+
+@contextmanager
+def _explained(node: DictConfig, key: str) -> Iterator[None]:
+    """Say which node of the config could not be built; a library may raise anything."""
+    try:
+        yield
+    except Exception as error:
+        cause = (error.__cause__ if isinstance(error, hydra.errors.InstantiationException) else None) or error
+        if isinstance(cause, CitysegError):
+            raise cause from None
+        reason = " ".join((str(cause) or type(cause).__name__).split())[:300]
+        hint = "" if reason.endswith(".") else "."
+        if "unexpected keyword argument" in reason:
+            hint += did_you_mean(reason.split("'")[1], _keywords(str(node._target_)))
+        raise ConfigError(f"{key}: {node._target_} could not be built: {reason}{hint}") from cause
+
+
+def _keywords(target: str) -> list[str]:
+    found = hydra.utils.get_object(target)
+    functions = [found, *(base.__init__ for base in getattr(found, "__mro__", ())[1:-1])]
+    return [name for function in functions for name in inspect.signature(function).parameters if name != "self"]
 
 
 def build_data(config: DictConfig) -> SegmentationDataModule:
@@ -52,15 +107,6 @@ def chooses_epoch(config: DictConfig, data: SegmentationDataModule) -> bool:
     return config.fold != FINAL and len(data.samples("val")) > 0
 
 
-def fit_labels(config: DictConfig, data: SegmentationDataModule) -> None:
-    """Find classes that depend on the training labels, and note them in the config.
-
-    The config goes into the checkpoint: from there on the same classes are built again, not found again.
-    """
-    for key, value in data.fit_labels().items():
-        config.data[key] = value
-
-
 def build_network(config: DictConfig, label_space: LabelSpace) -> nn.Module:
     """The network, with a logit for each class."""
     return build(network_node(config), nn.Module, num_classes=label_space.num_classes)
@@ -68,43 +114,27 @@ def build_network(config: DictConfig, label_space: LabelSpace) -> nn.Module:
 
 def build_loss(config: DictConfig, label_space: LabelSpace, weights: Tensor | None) -> nn.Module:
     """The loss, with class weights already found."""
-    return build(
-        config.loss,
-        nn.Module,
-        num_classes=label_space.num_classes,
-        ignore_index=label_space.ignore_index,
-        class_weights=weights,
-    )
+    space = {"num_classes": label_space.num_classes, "ignore_index": label_space.ignore_index}
+    return build(config.loss, nn.Module, **space, class_weights=weights)
 
 
-def class_weights(config: DictConfig, data: SegmentationDataModule) -> Tensor | None:
-    """The weight of each class ``(C,)`` float32 that the loss config asks for; None for equal weights.
-
-    Raises:
-        ConfigError: if a list has another length than there are classes, or the scheme is unknown.
-    """
-    wanted = config.loss.class_weights
-    names = data.label_space.class_names
+def _class_weights(config: DictConfig, data: SegmentationDataModule) -> Tensor | None:
+    """The weight of each class ``(C,)`` float32 that the loss config asks for; None for equal weights."""
+    wanted, names = config.loss.class_weights, data.label_space.class_names
     if wanted in (None, "none"):
         return None
-    if isinstance(wanted, ListConfig):
-        if len(wanted) != len(names):
-            raise ConfigError(
-                f"loss.class_weights: found {len(wanted)} numbers, expected {len(names)}: {', '.join(names)}"
-            )
-        return torch.tensor([float(value) for value in wanted])
-    return class_weights_from_counts(class_pixel_counts(data), str(wanted))
+    if not isinstance(wanted, ListConfig):
+        return class_weights_from_counts(image_class_pixels(data).sum(axis=0, dtype="int64"), str(wanted))
+    if len(wanted) != len(names):
+        raise ConfigError(f"loss.class_weights: found {len(wanted)} numbers, expected {len(names)}: {', '.join(names)}")
+    return torch.tensor([float(value) for value in wanted])
 
 
 def build_task(config: DictConfig, data: SegmentationDataModule, network: nn.Module) -> Task:
     """The task that trains the network."""
-    parts = {
-        "network": network,
-        "loss": build_loss(config, data.label_space, class_weights(config, data)),
-        "optimizer": build(config.optimizer, partial),
-        "scheduler": build(config.scheduler, partial),
-        "label_space": data.label_space,
-    }
+    loss = build_loss(config, data.label_space, _class_weights(config, data))
+    parts = {"network": network, "loss": loss, "label_space": data.label_space}
+    parts |= {name: build(config[name], functools.partial) for name in ("optimizer", "scheduler")}
     if "discriminator" in config.model:
         channels = 3 + map_channels(config.task.auxiliary_map, data.label_space.num_classes)
         parts["discriminator"] = build(config.model.discriminator, in_channels=channels)
@@ -112,21 +142,21 @@ def build_task(config: DictConfig, data: SegmentationDataModule, network: nn.Mod
 
 
 def build_callbacks(config: DictConfig, *, validated: bool) -> list[Callback]:
-    """The callbacks of the config.
-
-    A name set to null is left out, without a logger what only feeds loggers, and without validation the choice of the
-    best epoch.
-    """
+    """The callbacks that are not null; without a logger none that only feeds one, without validation no best epoch."""
     nodes = [node for node in config.callbacks.values() if node is not None]
     built = [build(node, Callback) for node in nodes if validated or not picks_best(node)]
     logs = any(node is not None for node in (config.logger or {}).values())
     return [callback for callback in built if logs or not isinstance(callback, LearningRateMonitor)]
 
 
+def picks_best(node: DictConfig) -> bool:
+    """Whether a callback keeps the best epoch's checkpoint."""
+    return str(node.get("_target_")) == "cityseg.callbacks.best_checkpoint"
+
+
 def build_loggers(config: DictConfig) -> list[Logger]:
     """The loggers of the config; a name set to null is left out."""
-    nodes = config.logger.values() if config.logger else ()
-    return [build(node, Logger) for node in nodes if node is not None]
+    return [build(node, Logger) for node in (config.logger or {}).values() if node is not None]
 
 
 def build_trainer(
@@ -137,14 +167,9 @@ def build_trainer(
     progress: bool = False,
     **changes: Any,
 ) -> pl.Trainer:
-    """The trainer; our samplers share the data between processes themselves.
+    """The trainer, with a progress bar where there is a terminal, and other arguments than the config's.
 
-    Args:
-        config: the run's config.
-        callbacks: its callbacks.
-        loggers: its loggers.
-        progress: show a progress bar where there is a terminal.
-        changes: arguments of the trainer other than the config's.
+    Our samplers share the data between processes themselves.
     """
     bar = progress and sys.stdout.isatty()
     return build(
@@ -166,32 +191,3 @@ def own_steps(task: Task) -> dict[str, Any]:
     """Arguments of the trainer that a task which steps its own optimizers reads itself, and the trainer must not."""
     names = ("gradient_clip_val", "gradient_clip_algorithm")
     return {"accumulate_grad_batches": 1, **dict.fromkeys(names)} if task.manual else {}
-
-
-def check_fit(network: nn.Module, data: SegmentationDataModule) -> None:
-    """Check the network against the sizes it will see, before training starts.
-
-    Raises:
-        ConfigError: with every problem.
-    """
-    problems = Problems("network and data")
-    sizes = {"data.crop": data.crop_size()}
-    for height, width in {(int(h), int(w)) for h, w in data.eval_sizes("val")}:
-        sizes[f"validation photos of {width}x{height}"] = (height, width)
-    check_size = getattr(network, "check_size", None)
-    if check_size is not None:
-        for what, (height, width) in sizes.items():
-            try:
-                check_size(height, width)
-            except ValueError as error:
-                problems.add(f"{what}: {error}")
-    least = getattr(network, "min_train_batch", 1)
-    count = len(data.samples("train"))
-    batch = count if data.batch_size == "auto" else min(data.batch_size, count)
-    if batch < least:
-        problems.add(
-            f"data.batch_size: found {batch}, expected at least {least}: this network normalises over the batch after "
-            "pooling each image to one value",
-            fix=f"data.batch_size={least} or more, or another model",
-        )
-    problems.raise_if_any(ConfigError)

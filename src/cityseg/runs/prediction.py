@@ -12,25 +12,22 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from rich.markup import escape
 from rich.progress import Progress
-from torch import nn
 
 from cityseg import __version__
 from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
-from cityseg.data.loading import View
+from cityseg.data.decoded import View
 from cityseg.data.pictures import Frame, Source, find_sources, read_ahead
 from cityseg.data.samples import Pair
 from cityseg.errors import ConfigError, DataError, FileProblem, Problems, did_you_mean
@@ -45,7 +42,7 @@ from cityseg.runs.server import check_server_input, write_server_archive
 
 log = logging.getLogger(__name__)
 
-KINDS = ("label_ids", "train_ids", "color", "overlay", "confidence", "soft")
+KINDS = {**dict.fromkeys(("label_ids", "train_ids", "color", "overlay", "confidence"), ".png"), "soft": ".npz"}
 """What can be saved, and the folders it goes to.
 
 Label ids, train ids and confidence (the highest probability times 255) are grey PNGs, colours and overlays RGB PNGs.
@@ -58,12 +55,9 @@ SETTINGS = "prediction.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one photo, at the photo's size.
+    """What a network says of one photo, at the photo's size: ``(H, W)``, ``(H, W)`` and ``(C, H, W)`` uint8.
 
-    Attributes:
-        train_ids: ``(H, W)`` uint8.
-        confidence: ``(H, W)`` uint8, the highest probability times 255; None if it was not wanted.
-        soft: ``(C, H, W)`` uint8, the probability of each class times 255; None if it was not wanted.
+    The confidence and the probabilities of the classes are times 255, and None if they were not wanted.
     """
 
     train_ids: ByteArray
@@ -71,68 +65,41 @@ class Prediction:
     soft: ByteArray | None = None
 
 
-@dataclass(frozen=True)
 class Predictor:
-    """A network on its device, and how photos are put through it.
+    """The segmentation networks of checkpoints, of an adversarial one the generator alone, on their device.
 
-    Attributes:
-        network: in eval mode; several are an :class:`Ensemble`.
-        space: its classes.
-        trainer: has the device and the precision, so that predictions equal those of ``evaluate.py``.
-        inference: for photos up to `large` pixels, as the network sees them.
-        by_windows: for larger ones.
-        large: None for no limit.
-        scale: of photos, before the network sees them.
-        kinds: what is wanted, of :data:`KINDS`.
+    Several are taken for their ensemble. `config` is the prediction config, `kinds` is what is wanted of :data:`KINDS`.
     """
 
-    network: nn.Module
-    space: LabelSpace
-    trainer: pl.Trainer
-    inference: Inference
-    by_windows: Inference
-    large: int | None
-    scale: float
-    kinds: tuple[str, ...]
-
-    @classmethod
-    def from_checkpoints(cls, checkpoints: Sequence[Checkpoint], config: DictConfig, kinds: tuple[str, ...]) -> Self:
-        """Build the segmentation networks of checkpoints: of an adversarial one, the generator alone.
-
-        Raises:
-            CitysegError: if a checkpoint would build foreign code, they do not fit each other, or a key has a value
-                without meaning.
-        """
+    def __init__(self, checkpoints: Sequence[Checkpoint], config: DictConfig, kinds: tuple[str, ...]) -> None:
         asked = OmegaConf.create({**OmegaConf.masked_copy(config, ["data", "trainer", "trusted"]), "fold": None})
         runs = [evaluation_config(checkpoint, asked, Path(config.output)) for checkpoint in checkpoints]
         members = list(zip(checkpoints, runs, strict=True))
         check_alike(members, ("scale",))
-        networks = [_network(checkpoint, run) for checkpoint, run in members]
-        network = networks[0] if len(networks) == 1 else Ensemble(networks)
-        trainer = build_trainer(runs[0])
+        networks = [build_network(run, checkpoint.label_space) for checkpoint, run in members]
+        for network, checkpoint in zip(networks, checkpoints, strict=True):
+            load_weights(network, checkpoint, prefix="network.")
+        whole = networks[0] if len(networks) == 1 else Ensemble(networks)
+        self.space, self.kinds = checkpoints[0].label_space, kinds
+        self.trainer = build_trainer(runs[0])  # has the device and the precision, those of evaluate.py
+        self._network = self.trainer.precision_plugin.convert_module(whole).to(self.trainer.strategy.root_device).eval()
+        self._scale: float = runs[0].data.get("scale", 1.0)
+        self._inference, self._large = build_inference(config), config.large
         sliding = build_inference(cast(DictConfig, OmegaConf.merge(config, {"inference": "sliding"})))
-        return cls(
-            trainer.precision_plugin.convert_module(network).to(trainer.strategy.root_device).eval(),
-            checkpoints[0].label_space,
-            trainer,
-            build_inference(config),
-            replace(sliding, buffer=torch.device("cpu")),
-            config.large,
-            runs[0].data.get("scale", 1.0),
-            kinds,
-        )
+        self._by_windows = replace(sliding, buffer=torch.device("cpu"))
+        self._told: set[tuple[int, int]] = set()
 
     def __call__(self, photo: ByteArray) -> Prediction:
         """Predict a photo ``(H, W, 3)`` uint8 RGB.
 
         Raises:
-            ValueError: if the network does not take photos of this size.
+            ValueError: if the network does not take its size.
         """
-        scaled = View(self.scale)(Pair(photo, None)).photo
-        inference = _choose(self.inference, self.by_windows, self.large, scaled.shape[0], scaled.shape[1])
+        scaled = View(self._scale)(Pair(photo, None)).photo
+        inference = self._choose(scaled.shape[0], scaled.shape[1])
         with self.trainer.precision_plugin.forward_context(), torch.inference_mode():
             tensor = torch.from_numpy(scaled.transpose(2, 0, 1).copy())[None].to(self.trainer.strategy.root_device)
-            logits = inference(self.network, tensor, (photo.shape[0], photo.shape[1]))[0]
+            logits = inference(self._network, tensor, (photo.shape[0], photo.shape[1]))[0]
             train_ids = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
             if not {"confidence", "soft"} & set(self.kinds):
                 return Prediction(train_ids)
@@ -145,30 +112,18 @@ class Predictor:
                     soft[:, row : row + 256] = (strip * 255).round().to(torch.uint8).cpu().numpy()
         return Prediction(train_ids, confidence, soft)
 
-
-def _network(checkpoint: Checkpoint, run: DictConfig) -> nn.Module:
-    network = build_network(run, checkpoint.label_space)
-    weights = {key: value for key, value in checkpoint.state_dict.items() if key.startswith("network.")}
-    load_weights(nn.ModuleDict({"network": network}), replace(checkpoint, state_dict=weights))
-    return network
-
-
-@cache  # so that each size is logged once
-def _choose(usual: Inference, by_windows: Inference, large: int | None, height: int, width: int) -> Inference:
-    if large is None or max(h * w for h, w in usual.network_sizes(height, width)) <= large:
-        return usual
-    log.info("photos of %dx%d are larger than large=%d pixels: %s", width, height, large, by_windows)
-    return by_windows
+    def _choose(self, height: int, width: int) -> Inference:
+        """By windows where the network would see more pixels than ``large``, whatever is asked for."""
+        if self._large is None or max(h * w for h, w in self._inference.network_sizes(height, width)) <= self._large:
+            return self._inference
+        if (height, width) not in self._told:
+            self._told.add((height, width))
+            log.info("photos of %dx%d are above large=%d pixels: %s", width, height, self._large, self._by_windows)
+        return self._by_windows
 
 
 class Results:
-    """The files of one picture or video, which get their names when all of them are whole.
-
-    Args:
-        targets: kind -> file or, of a video, folder of frames.
-        space: the classes.
-        alpha: of the colours in overlays, from 0 to 1.
-    """
+    """The files of a picture or video, or folders of its frames, which get their names when all of them are whole."""
 
     def __init__(self, targets: dict[str, Path], space: LabelSpace, alpha: float) -> None:
         self._targets, self._space, self._alpha = targets, space, alpha
@@ -177,11 +132,7 @@ class Results:
         self._count = 0
 
     def add(self, frame: Frame, prediction: Prediction) -> None:
-        """Write what is wanted of a picture, or of the next frame.
-
-        Raises:
-            WriteError: if the system refuses to write it.
-        """
+        """Write what is wanted of a picture, or of the next frame."""
         for kind, path in self._fresh.items():
             picture = self._picture(kind, frame.photo, prediction)
             with refusals_named(self._targets[kind]):
@@ -192,14 +143,14 @@ class Results:
                     self._film(kind, path, picture, frame.rate)
                 else:
                     path.mkdir(exist_ok=True)
-                    self._write(path / f"{self._count:06d}{_ending(kind)}", picture)
+                    self._write(path / f"{self._count:06d}{KINDS[kind]}", picture)
         self._count += 1
 
     def keep(self) -> None:
         """Give the files their names.
 
         Raises:
-            WriteError: if the system refuses to, or has not written all of a video.
+            WriteError: if the system refuses to, or has not written a whole video.
         """
         films = list(self._videos)
         self._close()
@@ -252,10 +203,7 @@ class Results:
 
 
 def predict(config: DictConfig) -> None:
-    """Predict everything that is asked for and not there yet.
-
-    Args:
-        config: the composed prediction config.
+    """Predict everything that the composed config asks for and that is not there yet.
 
     Raises:
         CitysegError: for what a user can mend; when all else is done, naming the files that could not be predicted.
@@ -268,7 +216,7 @@ def predict(config: DictConfig) -> None:
     base, sources = find_sources(str(config.input), [output / kind for kind in KINDS])
     if server := config.format == "cityscapes":
         check_server_input(base, sources, checkpoints[0].label_space)
-    predictor = Predictor.from_checkpoints(checkpoints, config, kinds)
+    predictor = Predictor(checkpoints, config, kinds)
     settings = _keep_settings(config, [each.path for each in checkpoints], str(predictor.trainer.precision), base)
     targets = {source: _targets(source, output, kinds, server=server) for source in sources}
     since = settings.stat().st_mtime_ns
@@ -287,11 +235,7 @@ def predict(config: DictConfig) -> None:
 
 
 def _checked_kinds(config: DictConfig) -> tuple[str, ...]:
-    """What is to be saved.
-
-    Raises:
-        ConfigError: with everything that is wrong with the keys.
-    """
+    """What is to be saved."""
     wanted = [str(kind) for kind in (config.save if isinstance(config.save, ListConfig) else [config.save])]
     problems = Problems("the config")
     for kind in wanted:
@@ -299,11 +243,11 @@ def _checked_kinds(config: DictConfig) -> tuple[str, ...]:
             problems.add(f"save: found {kind!r}, expected some of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
     if not wanted:
         problems.add(f"save: found an empty list, expected some of {', '.join(KINDS)}")
-    if isinstance(config.alpha, bool) or not isinstance(config.alpha, int | float) or not 0 <= config.alpha <= 1:
+    if not 0 <= config.alpha <= 1:
         problems.add(f"alpha: found {config.alpha!r}, expected a number from 0 to 1")
-    for key, also in (("large", ", or null"), ("max_pixels", "")):
-        if (not isinstance(config[key], int) or config[key] < 1) and not (also and config[key] is None):
-            problems.add(f"{key}: found {config[key]!r}, expected a number of pixels{also}")
+    for key in ("large", "max_pixels"):
+        if config[key] is not None and config[key] < 1:
+            problems.add(f"{key}: found {config[key]!r}, expected a number of pixels")
     if config.format not in (None, "cityscapes"):
         problems.add(f"format: found {config.format!r}, expected cityscapes, or null for files alone")
     problems.raise_if_any(ConfigError)
@@ -312,11 +256,7 @@ def _checked_kinds(config: DictConfig) -> tuple[str, ...]:
 
 
 def _keep_settings(config: DictConfig, checkpoints: Sequence[Path], precision: str, base: Path) -> Path:
-    """Note beside the results what they are of; results older than the note do not count.
-
-    Raises:
-        ConfigError: if there are results of something else.
-    """
+    """Note beside the results what they are of; results older than the note do not count."""
     path = Path(config.output) / SETTINGS
     keys = ["alpha", "inference", "large", "window", "stride", "blending", "tta", "scales", "data"]
     content = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.masked_copy(config, keys)))
@@ -328,27 +268,19 @@ def _keep_settings(config: DictConfig, checkpoints: Sequence[Path], precision: s
         return path
     before = json.loads(path.read_text(encoding="utf-8"))
     if differing := [key for key in content if before.get(key) != content[key]]:
-        raise ConfigError(
-            f"output={config.output} holds predictions of another {', '.join(differing)} ({path.name}). Fix: another "
-            "output, or overwrite=true to predict everything again"
-        )
+        what = f"output={config.output} holds predictions of another {', '.join(differing)} ({path.name})"
+        raise ConfigError(f"{what}. Fix: another output, or overwrite=true to predict everything again")
     return path
 
 
 def _targets(source: Source, output: Path, kinds: Sequence[str], *, server: bool) -> dict[str, Path]:
     """Where the results of a source go."""
-    found = {}
-    for kind in kinds:
-        ending = (".mp4" if kind in FILMED else ".frames") if source.is_video else _ending(kind)
-        found[kind] = output / kind / f"{source.name}{ending}"
+    of_video = {kind: ".mp4" if kind in FILMED else ".frames" for kind in KINDS}
+    endings = of_video if source.is_video else KINDS
+    found = {kind: output / kind / f"{source.name}{endings[kind]}" for kind in kinds}
     if server:
-        name = source.path.name.replace("_leftImg8bit.png", "_pred_labelIds.png")
-        found["label_ids"] = output / "label_ids" / name
+        found["label_ids"] = output / "label_ids" / source.path.name.replace("_leftImg8bit", "_pred_labelIds")
     return found
-
-
-def _ending(kind: str) -> str:
-    return ".npz" if kind == "soft" else ".png"
 
 
 def _predict_all(

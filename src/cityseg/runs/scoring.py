@@ -8,7 +8,6 @@ import math
 import sys
 import time
 import types
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,46 +26,40 @@ from cityseg.crossval.statistics import mean_iou
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.loading import Batch
 from cityseg.data.samples import Samples
+from cityseg.environment import environment
 from cityseg.errors import FileProblem, TrainingError
-from cityseg.files import fresh_file
+from cityseg.files import fresh_file, write_json
 from cityseg.image_counts import FILE_NAME, ImageCounts, count_pixels, write_image_counts
 from cityseg.instances import Instances, read_instance_ids
-from cityseg.labels import ByteArray
+from cityseg.labels import ByteArray, LabelSpace
+from cityseg.reports.html.run import write_run_page
+from cityseg.reports.plots import plot_class_iou, plot_confusion
 from cityseg.reports.run_files import WORST
 from cityseg.tasks.base import Task
 
 
 class Scored(pl.Callback):
-    """A callback that looks at every batch of a scoring pass."""
+    """A callback that looks at every batch of a scoring pass, and may have figures for ``metrics.json`` in the end."""
 
     def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Tensor,  # type: ignore[override]
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, *args: Any, **kwargs: Any
     ) -> None:
         """Hand on what a batch was scored as."""
         self.on_scored(cast(Task, pl_module), outputs, batch)
 
-    @abstractmethod
     def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Look at the predicted train ids ``(B, H, W)`` uint8 of a batch."""
+        raise NotImplementedError
+
+    def figures(self, task: Task) -> dict[str, Any]:
+        """Its figures by key; empty where there was nothing to score."""
+        return {}
 
 
 class Pictures(Scored):
-    """Writes panels of some samples and, if wanted, the prediction of every sample.
+    """Writes panels of some samples, spread over the split, and, if wanted, the prediction of every sample.
 
-    Predictions are written as the benchmark server wants them, label ids in one folder and colours in another:
-    ``label_ids/NAME_pred_labelIds.png`` and ``colors/NAME_pred_color.png``.
-
-    Args:
-        folder: where ``predictions``, ``label_ids`` and ``colors`` go.
-        samples: the split.
-        panels: number of samples shown, spread over the split.
-        predictions: write every prediction.
+    Predictions are label ids as the benchmark server wants them, and colours in another folder.
     """
 
     def __init__(self, folder: Path, samples: Samples, *, panels: int, predictions: bool) -> None:
@@ -85,23 +78,10 @@ class Pictures(Scored):
                 _save(colors, self._folder / "colors" / f"{name}_pred_color.png")
 
 
-class Figures(Scored):
-    """A callback of a scoring pass that has figures for ``metrics.json`` in the end."""
+class PerImage(Scored):
+    """Writes the pixel counts of every image beside ``metrics.json``; its figures are the images' own mIoU.
 
-    @abstractmethod
-    def figures(self, task: Task) -> dict[str, Any]:
-        """Its figures by key; empty where there was nothing to score."""
-
-
-class PerImage(Figures):
-    """Writes the pixel counts of every image beside ``metrics.json``, for what is drawn or compared by image.
-
-    Its figures are the distribution of the images' own mIoU, and the worst images, whose panels go to ``predictions``.
-
-    Args:
-        folder: of the run.
-        samples: the split.
-        draw: panels of the worst images; no more of them than :data:`WORST` are held at a time.
+    With `draw` panels of the worst images, of which no more are held at a time, go to ``predictions``.
     """
 
     def __init__(self, folder: Path, samples: Samples, *, draw: bool) -> None:
@@ -112,20 +92,19 @@ class PerImage(Figures):
 
     def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Count the images of this batch."""
-        if "target" in batch:
-            space = task.label_space
-            truth, prediction = batch["target"].cpu().numpy(), train_ids.cpu().numpy()
-            counts = count_pixels(prediction, truth, space.num_classes, ignore_index=space.ignore_index)
-            self._counts.append(counts)
-            for index, miou in zip(batch["index"].tolist(), mean_iou(counts).tolist(), strict=True):
-                self._images.append(self._names[index])
-                rank = (-miou, -len(self._images))  # of equals, the first one met is kept
-                if not self._draw or np.isnan(miou) or (len(self._worst) == WORST and rank < self._worst[0][:2]):
-                    continue
+        if "target" not in batch:
+            return
+        space = task.label_space
+        truth, prediction = batch["target"].cpu().numpy(), train_ids.cpu().numpy()
+        counts = count_pixels(prediction, truth, space.num_classes, ignore_index=space.ignore_index)
+        self._counts.append(counts)
+        for index, miou in zip(batch["index"].tolist(), mean_iou(counts).tolist(), strict=True):
+            self._images.append(self._names[index])
+            rank = (-miou, -len(self._images))  # of equals, the first one met is kept
+            full = len(self._worst) == WORST
+            if self._draw and not np.isnan(miou) and not (full and rank < self._worst[0][:2]):
                 ((_, picture),) = batch_panels(batch, train_ids, task, frozenset([index]))
-                heapq.heappush(self._worst, (*rank, index, picture))
-                if len(self._worst) > WORST:
-                    heapq.heappop(self._worst)
+                (heapq.heappushpop if full else heapq.heappush)(self._worst, (*rank, index, picture))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file and the panels, where the split has labels."""
@@ -137,17 +116,15 @@ class PerImage(Figures):
             write_image_counts(self._folder / FILE_NAME, counts)
 
     def figures(self, task: Task) -> dict[str, Any]:
-        """Mean, quartiles and lowest of the mIoU of single images, see :func:`image_scores`."""
+        """See :func:`image_scores`."""
         return {"per_image": image_scores(self._images, np.concatenate(self._counts))} if self._counts else {}
 
 
-class BoundaryFigures(Figures):
+class BoundaryFigures(Scored):
     """Boundary scores of a split, see :mod:`cityseg.boundaries`."""
 
     def __init__(self, boundaries: Boundaries) -> None:
-        """Collect into this object."""
-        self._boundaries = boundaries
-        self._scored = False
+        self._boundaries, self._scored = boundaries, False
 
     def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Count the images of this batch."""
@@ -161,11 +138,10 @@ class BoundaryFigures(Figures):
         return {"boundary": self._boundaries.scores()} if self._scored else {}
 
 
-class InstanceFigures(Figures):
-    """Instance-weighted scores of a split, see :mod:`cityseg.instances`."""
+class InstanceFigures(Scored):
+    """Instance-weighted scores of a split with an instanceIds file for each sample, see :mod:`cityseg.instances`."""
 
     def __init__(self, instances: Instances, files: list[Path]) -> None:
-        """Collect into this object, from an instanceIds file for each sample of the split."""
         self._instances, self._files = instances, files
 
     def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
@@ -179,21 +155,17 @@ class InstanceFigures(Figures):
 
     def figures(self, task: Task) -> dict[str, Any]:
         """The scores."""
-        if task.scores is None:
-            return {}
-        return {**self._instances.scores(np.array(task.scores["confusion_matrix"]))}
+        return {} if task.scores is None else {**self._instances.scores(np.array(task.scores["confusion_matrix"]))}
 
 
-class Cost(Figures):
+class Cost(Scored):
     """Time and memory of the network's passes; the first callback, so that no other's work is counted.
 
-    Images a second are those of the passes and of counting their predictions, without loading photos and writing
-    pictures; the first batch, which is slower, is left out where there are several. Peak memory is what was allocated
-    on the GPU during the pass or, on a CPU, the most that the process has ever held.
+    Images a second are without loading and writing, and without the first batch, which is slower, where there are
+    several. Peak memory is of the GPU during the pass or, on a CPU, the most that the process has ever held.
     """
 
     def __init__(self) -> None:
-        """Start the clock at zero."""
         self._seconds: list[float] = []
         self._images: list[int] = []
         self._start = 0.0
@@ -203,14 +175,7 @@ class Cost(Figures):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def on_test_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self._start = time.perf_counter()
 
@@ -223,40 +188,31 @@ class Cost(Figures):
 
     def figures(self, task: Task) -> dict[str, Any]:
         """Images a second, and the peak memory in MiB with the device it is of."""
-        warm = slice(1, None) if len(self._seconds) > 1 else slice(None)
-        seconds = sum(self._seconds[warm])
+        first = 1 if len(self._seconds) > 1 else 0
+        seconds = sum(self._seconds[first:])
+        rate = round(sum(self._images[first:]) / seconds, 3) if seconds else None
         peak = _peak_memory(task.device)
-        return {
-            "images_per_second": round(sum(self._images[warm]) / seconds, 3) if seconds else None,
-            "peak_memory_mib": None if peak is None else round(peak / 2**20, 1),
-            "device": task.device.type,
-        }
+        mib = None if peak is None else round(peak / 2**20, 1)
+        return {"images_per_second": rate, "peak_memory_mib": mib, "device": task.device.type}
 
 
 def _peak_memory(device: torch.device) -> int | None:
     """Bytes; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
-    import resource
-
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
 def image_scores(names: list[str], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """The distribution of the mIoU of single images.
+    """Mean, quartiles and lowest of the mIoU of single images, from ``(N, 3, C)`` hit, true and predicted pixels.
 
     The mIoU of an image is the mean IoU over the classes that occur in its truth or prediction; their mean is not the
     mIoU of the split. Images of void alone have none.
-
-    Args:
-        names: of the images.
-        counts: ``(N, 3, C)`` hit, true and predicted pixels.
-
-    Returns:
-        ``mean``, ``quartiles`` (lower, median, upper) and ``worst``, the lowest first.
     """
     miou = mean_iou(counts)
     scored = miou[np.isfinite(miou)]
@@ -276,16 +232,9 @@ def _save(picture: np.ndarray[Any, np.dtype[np.uint8]], path: Path) -> None:
 
 
 def score(task: Task, data: SegmentationDataModule, split: str, trainer: pl.Trainer) -> dict[str, Any]:
-    """Run over a split once and gather its figures.
+    """Run over a split once with a trainer and its callbacks, and gather the content of ``metrics.json``.
 
-    Args:
-        task: with the weights to score.
-        data: the data set.
-        split: one of its splits; one without labels is predicted only.
-        trainer: runs the pass, with its callbacks.
-
-    Returns:
-        The content of ``metrics.json``, fractions, None for an absent class; without scores where there are no labels.
+    Figures are fractions, None for an absent class; there are no scores without labels.
 
     Raises:
         TrainingError: if the network gives no numbers.
@@ -296,18 +245,16 @@ def score(task: Task, data: SegmentationDataModule, split: str, trainer: pl.Trai
     if task.scores is not None:
         loss = logged[0]["test/loss"]
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"split {split}: the loss is {loss}, so what the network predicts means nothing. Fix: an earlier "
-                "checkpoint, trainer.precision=32-true, or training with a lower optimizer.lr"
-            )
+            fix = "an earlier checkpoint, trainer.precision=32-true, or training with a lower optimizer.lr"
+            raise TrainingError(f"split {split}: the loss is {loss}, so the predictions mean nothing. Fix: {fix}")
         figures |= {**task.scores, "loss": loss}
-    if task.calibration is not None and task.scores is not None:
-        figures["calibration"] = task.calibration.scores()
+        if task.calibration is not None:
+            figures["calibration"] = task.calibration.scores()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Figures):
+        if isinstance(callback, Scored):
             figures |= callback.figures(task)
     done = str(task.inference)
-    figures |= {
+    return figures | {
         "images": len(data.samples(split)),
         "label_space": task.label_space.name,
         "protocol": f"{data.protocol}; {done}" if done else data.protocol,
@@ -315,19 +262,22 @@ def score(task: Task, data: SegmentationDataModule, split: str, trainer: pl.Trai
         "parameters": task.parameters_by_part(),
         "cityseg": __version__,
     }
-    return figures
+
+
+def write_figures(figures: dict[str, Any], folder: Path, space: LabelSpace, device: torch.device | None = None) -> None:
+    """Write plots, ``metrics.json`` with the environment added, and the report."""
+    if "confusion_matrix" in figures:
+        plot_confusion(np.array(figures["confusion_matrix"]), space.class_names, folder / "plots" / "confusion.png")
+        plot_class_iou(figures["per_class"], space.colors, folder / "plots" / "class_iou.png")
+    figures["environment"] = environment(device)
+    write_json(folder / "metrics.json", figures)
+    write_run_page(folder, space)
 
 
 def official_scores(predictions: Sequence[Path], truths: Sequence[Path], *, instances: bool) -> dict[str, Any]:
-    """What cityscapesScripts' own evaluation says of files of label ids.
+    """What cityscapesScripts' own evaluation says of files of label ids, NaN for an absent class.
 
-    Args:
-        predictions: ``*_pred_labelIds.png``.
-        truths: ``*_gtFine_labelIds.png`` of each; with `instances` an instanceIds file lies beside each.
-        instances: evaluate the instance-weighted scores too, else they are NaN.
-
-    Returns:
-        ``classScores``, ``averageScoreClasses`` and the like, NaN for an absent class.
+    With `instances` it needs an instanceIds file beside each truth; without, the instance-weighted scores are NaN.
     """
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 

@@ -43,13 +43,12 @@ def check_server_input(base: Path, sources: Sequence[Source], space: LabelSpace)
             continue
         try:
             header = read_header(source.path)
-            if header[:2] != CITYSCAPES_SIZE:
-                found = f"{header.width}x{header.height}"
-                raise FileProblem(
-                    source.path, "photos of another size than 2048x1024", found, "give the original files"
-                )
         except FileProblem as problem:
             problems.add_file(problem, base)
+            continue
+        if header != CITYSCAPES_SIZE:
+            found = f"{path}: {header[1]}x{header[0]}"
+            problems.add("photos of another size than 2048x1024", found, fix="give the original files")
     problems.raise_if_any(DataError)
     if base.resolve().name == "test" and len(sources) != CITYSCAPES_TEST_IMAGES:
         log.warning("the server expects all %d images of test, found %d", CITYSCAPES_TEST_IMAGES, len(sources))
@@ -59,7 +58,7 @@ def write_server_archive(output: Path, split: str, files: Sequence[Path]) -> Non
     """Check the written label ids, then zip them for the benchmark server.
 
     Raises:
-        DataError: naming the files that are not as the server wants them.
+        DataError: naming the wrong ones.
     """
     problems = Problems(f"output={output} (format=cityscapes)")
     for path in files:

@@ -24,6 +24,7 @@ from cityseg.errors import ConfigError, Problems
 from cityseg.files import write_text
 from cityseg.keys import dotted_values
 from cityseg.machine import available_cores, jobs_at_once
+from cityseg.paths import shown
 from cityseg.reports.summary import duration, percent
 
 log = logging.getLogger(__name__)
@@ -39,16 +40,8 @@ OWN_PROCESSES = ("basic", "joblib")
 """Launchers whose jobs run in processes of their own making, where Lightning cannot start more."""
 
 INDIFFERENT = (
-    "data.cache",
-    "data.cache_dir",
-    "data.max_pixels",
-    "data.verify",
-    "data.workers",
-    "logger",
-    "panels",
-    "resume",
-    "run_dir",
-    "trusted",
+    *("data.cache", "data.cache_dir", "data.max_pixels", "data.verify", "data.workers"),
+    *("logger", "panels", "resume", "run_dir", "trusted"),
 )
 """Keys, and groups of keys, that do not change what is trained: a sweep goes on whatever they are."""
 
@@ -62,13 +55,7 @@ started: Sweep | None = None
 
 
 class Sweep:
-    """A sweep from its start to its summary.
-
-    Args:
-        folder: of the sweep.
-        folds: whether its jobs are folds.
-        final: whether a model is trained on all images after the folds.
-    """
+    """A sweep from its start to its summary: its folder, whether its jobs are folds, and whether `final` follows."""
 
     def __init__(self, folder: Path, *, folds: bool, final: bool) -> None:
         self.folder, self._folds, self._final = folder, folds, final
@@ -80,7 +67,7 @@ class Sweep:
 
     def begun(self) -> bool:
         """Whether there is a run to be told of."""
-        return any(True for _ in run_folders(self.folder))
+        return next(run_folders(self.folder), None) is not None
 
     def ready_for_final(self) -> bool:
         """Whether the model on all images is wanted, and every fold that it depends on has finished."""
@@ -103,23 +90,14 @@ class Sweep:
         if self._typed is not None:
             write_text(self.folder / "multirun.yaml", self._typed)
         if not self._folds:
-            return self._list()
-        from cityseg.crossval.markdown import closing_lines  # heavy: not needed to start
-        from cityseg.crossval.output import write_summary
-        from cityseg.crossval.summary import exit_code
+            ends = {run: outcome(run) for run in run_folders(self.folder)}
+            for run, (figures, status, error) in ends.items():
+                score = f"mIoU {percent(figures['miou'])} %" if figures else f"{status}: {error or 'no reason noted'}"
+                print(f"{run.relative_to(self.folder)}: {score}")
+            return any(status != "finished" for _, status, _ in ends.values())
+        from cityseg.crossval.output import close_sweep  # heavy: not needed to start
 
-        summary = write_summary(self.folder)
-        print("\n".join([*closing_lines(summary), f"summary  {self.folder / 'cv' / 'report.html'}"]))
-        return exit_code(summary)
-
-    def _list(self) -> int:
-        code = 0
-        for run in run_folders(self.folder):
-            figures, status, error = outcome(run)
-            code |= status != "finished"
-            score = f"mIoU {percent(figures['miou'])} %" if figures else f"{status}: {error or 'no reason recorded'}"
-            print(f"{run.relative_to(self.folder)}: {score}")
-        return code
+        return close_sweep(self.folder)
 
 
 class SweepStart(Callback):
@@ -138,9 +116,8 @@ class SweepStart(Callback):
         if named := swept | ({"fold"} & set(keys)):
             same = ",".join(sorted(set(keys) - named))
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{same}]")
-        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        launcher, jobs = str(config.hydra.runtime.choices["hydra/launcher"]), _jobs(config, overrides)
         where = PLACES.get(launcher, f"by hydra/launcher={launcher}")
-        jobs = _jobs(config, overrides)
         try:
             _check_jobs(config, jobs or [], launcher, folder)
         except ConfigError as error:  # Hydra would make a warning of it
@@ -148,35 +125,25 @@ class SweepStart(Callback):
             sys.exit(1)
         started = Sweep(folder, folds="fold" in keys, final=bool(config.cv.get("final")))
         if jobs is None:
-            log.info("a search %s, in %s", where, folder)
+            log.info("a search %s, in %s", where, shown(folder))
             return
         runs = list(run_folders(folder))
         finished = sum((run / "metrics.json").is_file() for run in runs)
         begun = sum((run / "checkpoints" / "last.ckpt").is_file() for run in runs) - finished
         there = f"; there already: {finished} finished, {begun} begun" if runs else ""
-        log.info("%d job%s %s, in %s%s", len(jobs), "s"[: len(jobs) != 1], where, folder, there)
+        log.info("%d job%s %s, in %s%s", len(jobs), "s"[: len(jobs) != 1], where, shown(folder), there)
 
 
 def log_progress(sweep: Path, seconds: float, launcher: Mapping[str, Any]) -> None:
-    """Say how many jobs are done, and about how long the others will take.
-
-    Args:
-        sweep: its folder.
-        seconds: that the job took which has just finished.
-        launcher: the config of what starts the jobs.
-    """
+    """Say how many jobs of a sweep are done, the last in so many seconds, and about how long the others will take."""
     config = OmegaConf.load(sweep / "multirun.yaml")
     assert isinstance(config, DictConfig)
     jobs = _jobs(config, _parse(config.hydra.overrides.task))
-    if jobs is None:
-        return
     done = sum(outcome(run)[1] in ("finished", "failed") for run in run_folders(sweep))
-    left = len(jobs) - done
-    if left <= 0:
-        return
-    at_once = jobs_at_once(launcher, available_cores())
-    guess = f", about {duration(seconds * math.ceil(left / at_once))} left" if at_once else ""
-    log.info("%d of %d jobs done, the last in %s%s", done, len(jobs), duration(seconds), guess)
+    if jobs is not None and (left := len(jobs) - done) > 0:
+        at_once = jobs_at_once(launcher, available_cores())
+        guess = f", about {duration(seconds * math.ceil(left / at_once))} left" if at_once else ""
+        log.info("%d of %d jobs done, the last in %s%s", done, len(jobs), duration(seconds), guess)
 
 
 def _parse(typed: Sequence[str]) -> list[Override]:
@@ -197,11 +164,7 @@ def _jobs(config: DictConfig, overrides: list[Override]) -> list[list[str]] | No
 
 
 def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], launcher: str, folder: Path) -> None:
-    """See that the jobs can run so, and that what is there of them was begun alike.
-
-    Raises:
-        ConfigError: with every problem.
-    """
+    """See that the jobs can run so, and that what is there of them was begun alike."""
     problems = Problems(f"the sweep in {folder}")
     begun = {run.relative_to(folder).as_posix(): run / ".hydra" / "config.yaml" for run in run_folders(folder)}
     for number, job in enumerate(jobs):
@@ -238,9 +201,10 @@ def _check_processes(job: DictConfig, launcher: str, folder: Path, problems: Pro
     strategy = str(job.trainer.strategy)
     if launcher in OWN_PROCESSES and any(kind in strategy for kind in ("ddp", "fsdp", "deepspeed", "ModelParallel")):
         typed = " ".join(text for text in job.hydra.overrides.task if not text.startswith("fold="))
-        problems.add(
-            f"trainer.strategy={strategy} with hydra/launcher={launcher}: its processes would start the sweep again",
-            fix="hydra/launcher=submitit_slurm; or one command for each fold, and then the summary:\n"
-            f"       for fold in 0 1 2 3 4; do python train.py {typed} fold=$fold "
-            f"hydra.run.dir={folder}/fold=$fold; done\n       python -m cityseg.crossval {folder}",
+        fix = (
+            "hydra/launcher=submitit_slurm; or one command for each fold, and then the summary:\n       for fold in "
+            f"0 1 2 3 4; do python train.py {typed} fold=$fold hydra.run.dir={folder}/fold=$fold; done\n"
+            f"       python -m cityseg.crossval {folder}"
         )
+        with_launcher = f"trainer.strategy={strategy} with hydra/launcher={launcher}"
+        problems.add(f"{with_launcher}: its processes would start the sweep again", fix=fix)

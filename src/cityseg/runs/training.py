@@ -13,7 +13,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from cityseg.calibration import Calibration
@@ -22,17 +21,14 @@ from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
 from cityseg.crossval.folds import FINAL
 from cityseg.data.datamodule import SegmentationDataModule
 from cityseg.data.split_files import read_split, write_split
-from cityseg.environment import environment
 from cityseg.errors import ConfigError, DataError
-from cityseg.files import fresh_file, write_json
+from cityseg.files import fresh_file
 from cityseg.keys import dotted_values
-from cityseg.reports.html.run import write_run_page
-from cityseg.reports.plots import plot_class_iou, plot_confusion, plot_curves
+from cityseg.reports.plots import plot_curves
 from cityseg.reports.run_files import read_history
 from cityseg.reports.tensorboard import TensorBoard
 from cityseg.runs.batch_size import find_batch_size
 from cityseg.runs.config import network_node
-from cityseg.runs.failures import explained
 from cityseg.runs.objects import (
     build_callbacks,
     build_loggers,
@@ -40,11 +36,11 @@ from cityseg.runs.objects import (
     build_task,
     build_trainer,
     chooses_epoch,
-    fit_labels,
     own_steps,
 )
+from cityseg.runs.output import explained
 from cityseg.runs.preflight import prepare, try_one_batch
-from cityseg.runs.scoring import PerImage, Pictures, score
+from cityseg.runs.scoring import PerImage, Pictures, score, write_figures
 from cityseg.runs.sweeps import INDIFFERENT
 from cityseg.tasks.base import Task
 
@@ -54,19 +50,11 @@ INTERRUPTED = 130
 """Exit code of a run stopped by Ctrl-C, as shells have it."""
 
 
-def train(config: DictConfig, run_dir: Path, *, resume_from: Path | None = None) -> dict[str, Any] | None:
-    """Train, score the best checkpoint, and write the run folder.
-
-    Args:
-        config: the run's config, settled.
-        run_dir: where everything goes.
-        resume_from: the checkpoint after which a stopped run goes on.
+def train(config: DictConfig, run_dir: Path, resume_from: Path | None = None) -> dict[str, Any] | None:
+    """Train with a settled config, from a checkpoint on or anew, score the best one, and write the run folder.
 
     Returns:
         The content of ``metrics.json``; None on processes that are not the first.
-
-    Raises:
-        CitysegError: for what a user can mend.
     """
     started = time.perf_counter()
     pl.seed_everything(config.seed, workers=False, verbose=False)
@@ -77,11 +65,11 @@ def train(config: DictConfig, run_dir: Path, *, resume_from: Path | None = None)
         return None
     if torch.distributed.is_initialized():  # the final figures come from one process
         torch.distributed.destroy_process_group()
-    figures = _finish(config, data, task, trainer, run_dir)
+    figures = _score(config, data, task, trainer, run_dir)
+    if (run_dir / "history.csv").is_file():  # it can be switched off
+        plot_curves(read_history(run_dir / "history.csv"), run_dir / "plots" / "curves.png")
     figures["seconds"] = round(time.perf_counter() - started, 1)
-    figures["environment"] = environment(trainer.strategy.root_device)
-    write_json(run_dir / "metrics.json", figures)
-    write_run_page(run_dir, data.label_space)
+    write_figures(figures, run_dir, data.label_space, trainer.strategy.root_device)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
             logger.log_final(figures, trainer.fit_loop.epoch_loop._batches_that_stepped)
@@ -93,51 +81,38 @@ def _prepare(config: DictConfig) -> tuple[SegmentationDataModule, Task]:
     data, network = prepare(config)
     node = network_node(config)
     if node.get("freeze_encoder") and not node.get("pretrained"):
-        log.warning(
-            "model.freeze_encoder=true with model.pretrained=false: the encoder stays random. Give it weights "
-            "(model.pretrained=true or a file) or train it (model.freeze_encoder=false)"
-        )
+        log.warning("model.freeze_encoder=true with model.pretrained=false: the encoder stays random. Fix: change one")
     if data.builtin:
         log.info("data.root is not set: using the built-in synthetic scenes")
-    fit_labels(config, data)
+    for key, value in data.fit_labels().items():  # into the checkpoint: from there on they are not found again
+        config.data[key] = value
     if config.compile:
-        _compile(network)
+        if getattr(network, "has_auxiliary", False):
+            why = "an auxiliary head is trained through a path that is not compiled"
+            raise ConfigError(f"compile=true: {why}. Fix: compile=false, or model.auxiliary_head=false")
+        network.compile()  # in place: wrapping it would rename the weights
     task = build_task(config, data, network)
     if data.batch_size == "auto":
         find_batch_size(config, data, task)
     if config.check == "full":
         try_one_batch(config, data, task)
-    counts = {split: len(data.samples(split)) for split in ("train", "val")}
-    log.info(
-        "%s: %d train, %d val photos; crops %dx%d; %s classes; %s on %s",
-        data.dataset_name, counts["train"], counts["val"], *data.crop_size()[::-1], data.label_space.num_classes,
-        config.trainer.precision, config.trainer.accelerator,
-    )  # fmt: skip
     return data, task
-
-
-def _compile(network: nn.Module) -> None:
-    if getattr(network, "has_auxiliary", False):
-        raise ConfigError(
-            "compile=true: an auxiliary head is trained through a path that is not compiled. Fix: compile=false, or "
-            "model.auxiliary_head=false"
-        )
-    network.compile()  # in place: wrapping it would rename the weights
 
 
 def _fit(config: DictConfig, data: SegmentationDataModule, task: Task, resume_from: Path | None) -> pl.Trainer:
     plain: Any = OmegaConf.to_container(config, resolve=False)
     plain["resume"] = None
     validated = chooses_epoch(config, data)
-    callbacks = [
-        *build_callbacks(config, validated=validated),
-        StepSeed(config.seed),
-        SelfContained(plain, data.label_space),
-    ]
+    own = (StepSeed(config.seed), SelfContained(plain, data.label_space))
+    callbacks = [*build_callbacks(config, validated=validated), *own]
     changes = own_steps(task) | ({} if validated else {"limit_val_batches": 0})
     if config.trainer.get("benchmark") is None and not config.trainer.get("deterministic") and data.has_fixed_shapes():
         changes["benchmark"] = True  # worth its first tries only where they are all
     trainer = build_trainer(config, callbacks, build_loggers(config), progress=True, **changes)
+    counts = [len(data.samples(split)) for split in ("train", "val")]
+    what = data.dataset_name, *counts, *data.crop_size()[::-1], data.label_space.num_classes
+    devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    log.info("%s: %d train, %d val photos; crops %dx%d; %s classes; %s on %s", *what, config.trainer.precision, devices)
     _note_split(Path(config.run_dir) / "split.csv", data, write=trainer.is_global_zero)
     for logger in trainer.loggers:
         logger.log_hyperparams(hyperparameters(config))
@@ -161,19 +136,17 @@ def _note_split(path: Path, data: SegmentationDataModule, *, write: bool) -> Non
     names, split = data.split
     if path.is_file():
         before = read_split(path, names)
-        if any(not np.array_equal(one, two) for (_, one), (_, two) in zip(before.items(), split.items(), strict=True)):
-            raise DataError(
-                f"{path}: the resumed run would divide the files otherwise. Fix: resume with the cv and fold that it "
-                "began with, or start a new run"
-            )
+        if any(not np.array_equal(one, two) for one, two in zip(before, split, strict=True)):
+            fix = "resume with the cv and fold that it began with, or start a new run"
+            raise DataError(f"{path}: the resumed run would divide the files otherwise. Fix: {fix}")
     elif write:
         write_split(path, names, split)
 
 
-def _finish(
+def _score(
     config: DictConfig, data: SegmentationDataModule, task: Task, trainer: pl.Trainer, run_dir: Path
 ) -> dict[str, Any]:
-    """Score the best checkpoint and draw the plots."""
+    """The figures of the best checkpoint."""
     folder = run_dir / "checkpoints"
     if not chooses_epoch(config, data):  # nothing has chosen an epoch: the last weights are the best known
         with fresh_file(folder / "best.ckpt") as fresh:
@@ -183,8 +156,9 @@ def _finish(
         task.network, task._device_mesh = build_network(config, data.label_space), None
     load_weights(task, best)
     split = "val" if config.fold in (None, FINAL) else "test"
-    pictures = Pictures(run_dir, data.samples(split), panels=config.panels, predictions=False)
-    per_image = PerImage(run_dir, data.samples(split), draw=config.panels > 0)
+    samples = data.samples(split)
+    pictures = Pictures(run_dir, samples, panels=config.panels, predictions=False)
+    per_image = PerImage(run_dir, samples, draw=config.panels > 0)
     scorer = build_trainer(config, [pictures, per_image], devices=1, strategy="auto", num_nodes=1)
     task.calibration = Calibration(ignore_index=data.label_space.ignore_index)
     with explained(config, data):
@@ -199,11 +173,6 @@ def _finish(
     if config.fold is not None:
         plain = OmegaConf.to_container(config.cv, resolve=True)
         figures |= {"fold": config.fold, "cv": plain, "train_images": len(data.samples("train"))}
-    plots = run_dir / "plots"
-    if (run_dir / "history.csv").is_file():  # it can be switched off
-        plot_curves(read_history(run_dir / "history.csv"), plots / "curves.png")
-    plot_confusion(np.array(figures["confusion_matrix"]), data.label_space.class_names, plots / "confusion.png")
-    plot_class_iou(figures["per_class"], data.label_space.colors, plots / "class_iou.png")
     return figures
 
 

@@ -14,23 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from cityseg.errors import ConfigError, Problems
 
 TRUSTED = (
-    "albumentations.",
-    "cityseg.callbacks.",
-    "cityseg.data.",
-    "cityseg.losses.",
-    "cityseg.models.",
-    "cityseg.reports.tensorboard.",
-    "cityseg.schedulers.",
-    "cityseg.tasks.",
+    *(f"cityseg.{part}." for part in ("callbacks", "data", "losses", "models", "reports.tensorboard", "schedulers")),
+    *("cityseg.tasks.", "albumentations.", "segmentation_models_pytorch.", "torch.nn.", "torch.optim."),
+    *(f"pytorch_lightning.{part}." for part in ("callbacks", "loggers", "plugins", "strategies", "trainer")),
     "pytorch_lightning.Trainer",
-    "pytorch_lightning.callbacks.",
-    "pytorch_lightning.loggers.",
-    "pytorch_lightning.plugins.",
-    "pytorch_lightning.strategies.",
-    "pytorch_lightning.trainer.",
-    "segmentation_models_pytorch.",
-    "torch.nn.",
-    "torch.optim.",
 )
 """Where classes may be from that such a config builds. What a user types may build anything."""
 BUILDERS = (
@@ -50,25 +37,17 @@ Key = tuple[Any, ...]
 
 
 def check_trusted(config: Mapping[str, Any], extra: Sequence[str] = ()) -> None:
-    """Refuse a config that came with a checkpoint if it would build or look up anything but the library's own parts.
+    """Refuse a config of plain containers that would build or look up anything but the library's own parts.
 
-    Args:
-        config: plain containers.
-        extra: further prefixes that the user trusts.
-
-    Raises:
-        ConfigError: naming everything that is refused.
+    What has one of the `extra` prefixes the user trusts. Raises ConfigError, naming everything that is refused.
     """
     own = tuple(prefix.rstrip(".") + "." for prefix in extra)
     problems = Problems("the config that came with the checkpoint")
     for key, value in _leaves(config):
         target = str(value)
         if "_target_" in key and not _is_part(target, own):
-            problems.add(
-                f"it would build {target}, which is refused",
-                _dotted(key),
-                fix=f"if this is your own code, add 'trusted=[{target.split('.')[0]}]'",
-            )
+            fix = f"if this is your own code, add 'trusted=[{target.split('.')[0]}]'"
+            problems.add(f"it would build {target}, which is refused", _dotted(key), fix=fix)
     for key, text in calls(config):
         problems.add("an interpolation that is more than a plain value's name", f"{_dotted(key)}={text}")
     problems.raise_if_any(ConfigError)
@@ -103,15 +82,9 @@ def calls(config: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
 
 
 def check_inside(config: DictConfig, run_dir: Path, typed: Sequence[str]) -> None:
-    """Refuse callbacks, loggers and a trainer that would write outside of the run's folder.
+    """Refuse callbacks, loggers and a trainer of a resumed run that would write outside of its folder.
 
-    Args:
-        config: of a run that goes on.
-        run_dir: its folder.
-        typed: what the user typed, which may be anywhere.
-
-    Raises:
-        ConfigError: naming the keys.
+    What the user has typed may be anywhere. Raises ConfigError, naming the keys.
     """
     trusted = {text.partition("=")[0].lstrip("+") for text in typed}
     problems = Problems("the config that came with the checkpoint")
@@ -138,11 +111,8 @@ def _dotted(key: Key) -> str:
 
 def _leaves(node: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
     """Everything that is no container, or an empty one, with its place."""
-    if isinstance(node, Mapping) and node:
-        for name, value in node.items():
+    if isinstance(node, list | tuple | Mapping):
+        for name, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             yield from _leaves(value, (*key, name))
-    elif isinstance(node, list | tuple) and node:
-        for number, value in enumerate(node):
-            yield from _leaves(value, (*key, number))
-    else:
+    if not isinstance(node, list | tuple | Mapping) or not node:
         yield key, {} if isinstance(node, list | tuple | Mapping) else node

@@ -13,15 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from cityseg.adversarial import (
-    AuxiliaryMap,
-    accuracy,
-    discriminator_hinge,
-    generator_hinge,
-    predicted_map,
-    r1_penalty,
-    true_map,
-)
+from cityseg import adversarial
+from cityseg.adversarial import AuxiliaryMap
 from cityseg.data.loading import Batch
 from cityseg.errors import ConfigError
 from cityseg.models.network import count_parameters
@@ -51,6 +44,9 @@ class AdversarialTask(SegmentationTask):
         gradient_clip_val: largest norm (or value) of either one's gradient; None for no limit.
         gradient_clip_algorithm: ``norm`` or ``value``.
         options: as :class:`SegmentationTask` has them.
+
+    Raises:
+        ConfigError: if an option is out of its range.
     """
 
     manual = True
@@ -70,17 +66,12 @@ class AdversarialTask(SegmentationTask):
         gradient_clip_algorithm: str = "norm",
         **options: Any,
     ) -> None:
-        """See the class.
-
-        Raises:
-            ConfigError: if an option is out of its range.
-        """
         super().__init__(**options)
         self.automatic_optimization = False
         self.discriminator = discriminator
         self._discriminator_optimizer = discriminator_optimizer
-        self._weight, self._warmup = _at_least(0, "adversarial_weight", adversarial_weight), warmup_epochs
-        _at_least(0, "warmup_epochs", warmup_epochs)
+        self._weight = _at_least(0, "adversarial_weight", adversarial_weight)
+        self._warmup = _at_least(0, "warmup_epochs", warmup_epochs)
         self._map: AuxiliaryMap = auxiliary_map
         self._discriminator_steps = int(_at_least(1, "discriminator_steps", discriminator_steps))
         self._r1_weight = _at_least(0, "r1_weight", r1_weight)
@@ -122,16 +113,12 @@ class AdversarialTask(SegmentationTask):
 
     def _seen(self, logits: Tensor, batch: Batch) -> Tensor:
         # A discriminator that rests sees nothing.
-        return predicted_map(logits, self._condition(batch)[1], self._map) if self._weight > 0 else logits
-
-    def _step_optimizer(self, which: int) -> LightningOptimizer:
-        optimizers = self.optimizers()
-        return optimizers[which] if isinstance(optimizers, list) else optimizers
+        return adversarial.predicted_map(logits, self._condition(batch)[1], self._map) if self._weight > 0 else logits
 
     def _discriminator_step(self, window: Sequence[Batch], fakes: Sequence[Tensor]) -> None:
         if self._weight == 0:
             return
-        optimizer = self._step_optimizer(1)
+        optimizer = cast(list[LightningOptimizer], self.optimizers())[1]
         for _ in range(self._discriminator_steps):
             optimizer.zero_grad()
             for batch, fake_map in zip(window, fakes, strict=True):
@@ -141,38 +128,36 @@ class AdversarialTask(SegmentationTask):
 
     def _discriminator_loss(self, batch: Batch, fake_map: Tensor) -> Tensor:
         photo, void = self._condition(batch)
-        real_map = true_map(batch["target"], void, self.label_space.num_classes, self._map)
+        real_map = adversarial.true_map(batch["target"], void, self.label_space.num_classes, self._map)
         real, fake = self.discriminator(photo, real_map), self.discriminator(photo, fake_map)
         weight = self.discriminator.valid_mask(void)
-        loss = discriminator_hinge(real, fake, weight)
+        loss = adversarial.discriminator_hinge(real, fake, weight)
         self._log("train/discriminator_loss", loss, batch)
-        right_on_real, right_on_fake = accuracy(real, fake, weight)
-        self._log("train/discriminator_real_accuracy", right_on_real, batch)
-        self._log("train/discriminator_fake_accuracy", right_on_fake, batch)
+        for which, right in zip(("real", "fake"), adversarial.accuracy(real, fake, weight), strict=True):
+            self._log(f"train/discriminator_{which}_accuracy", right, batch)
         if self._r1_weight > 0:
-            loss = loss + self._r1_weight * r1_penalty(self.discriminator, photo, real_map, weight)
+            loss = loss + self._r1_weight * adversarial.r1_penalty(self.discriminator, photo, real_map, weight)
         return loss
 
     def _generator_step(self, window: Sequence[Batch], labelled: Iterable[tuple[Tensor, Tensor]]) -> None:
-        optimizer = self._step_optimizer(0)
+        optimizers = self.optimizers()
+        optimizer = optimizers[0] if isinstance(optimizers, list) else optimizers
         optimizer.zero_grad()
         weight = self._weight if self.current_epoch >= self._warmup else 0.0
         with without_gradients(self.discriminator):
             for batch, (fake_map, loss) in zip(window, labelled, strict=True):
                 if weight > 0:
-                    adversarial = self._adversarial_loss(batch, fake_map)
-                    self._log("train/adversarial_loss", adversarial, batch)
-                    loss = loss + weight * adversarial
+                    photo, void = self._condition(batch)
+                    scores = self.discriminator(photo, fake_map)
+                    term = adversarial.generator_hinge(scores, self.discriminator.valid_mask(void))
+                    self._log("train/adversarial_loss", term, batch)
+                    loss = loss + weight * term
                 self.manual_backward(loss / len(window))
         optimizer.step()
         self._log("optim/gradient_norm", self._gradient_norm, window[-1])
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == "step":
                 config.scheduler.step()  # type: ignore[call-arg]
-
-    def _adversarial_loss(self, batch: Batch, fake_map: Tensor) -> Tensor:
-        photo, void = self._condition(batch)
-        return generator_hinge(self.discriminator(photo, fake_map), self.discriminator.valid_mask(void))
 
     def _condition(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The photo ``(B, 3, H, W)`` in -1..1, and where the truth is void, ``(B, H, W)`` bool."""
@@ -190,14 +175,12 @@ class AdversarialTask(SegmentationTask):
         batches, per_epoch = optimizer_steps(self.trainer)
         epochs = max(batches // per_epoch, 1)
         steps = -(-per_epoch // self._accumulate)
-        schedules = [
-            dict(self._scheduler(optimizer, total_steps=epochs * steps, steps_per_epoch=steps))
-            for optimizer in optimizers
-        ]
-        for schedule, name in zip(schedules, ("optim/lr", "optim/discriminator_lr"), strict=False):
+        schedules: list[dict[str, Any]] = []
+        for optimizer, name in zip(optimizers, ("optim/lr", "optim/discriminator_lr"), strict=False):
+            schedule = dict(self._scheduler(optimizer, total_steps=epochs * steps, steps_per_epoch=steps), name=name)
             self._monitor = schedule.pop("monitor", None)  # in manual optimization the trainer takes none
             schedule.pop("strict", None)
-            schedule["name"] = name
+            schedules.append(schedule)
         return optimizers, schedules
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -227,21 +210,23 @@ class AdversarialTask(SegmentationTask):
         _, void = self._condition(batch)
         # Of several channels the sum over classes weighted by their index is what an eye can compare.
         kind: AuxiliaryMap = "expected_index" if self._map == "probabilities" else self._map
-        truth = true_map(batch["target"], void, self.label_space.num_classes, kind)
-        return {"auxiliary_maps": torch.cat([truth, predicted_map(self._whole_logits(batch), void, kind)], dim=3)}
+        truth = adversarial.true_map(batch["target"], void, self.label_space.num_classes, kind)
+        return {
+            "auxiliary_maps": torch.cat(
+                [truth, adversarial.predicted_map(self._whole_logits(batch), void, kind)], dim=3
+            )
+        }
 
 
 @contextmanager
 def without_gradients(module: nn.Module) -> Iterator[None]:
     """Let gradients through a module, but none into its parameters."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    trained = nn.ParameterList(parameter for parameter in module.parameters() if parameter.requires_grad)
+    trained.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        trained.requires_grad_(True)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import pytorch_lightning as pl
@@ -24,6 +24,7 @@ from cityseg.scores import Scores, scores_from_confusion
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
 Stage = Literal["val", "test"]
+FIGURES: tuple[Literal["miou", "mpa", "pixel_accuracy", "dice"], ...] = ("miou", "mpa", "pixel_accuracy", "dice")
 WHOLE = Inference()
 SHARDED = 1_000_000
 """Weights of a block from which on it is fetched and given back by itself."""
@@ -42,7 +43,7 @@ class Task(pl.LightningModule):
         calibration: collects the confidences of a test; None to do without.
     """
 
-    logged: tuple[str, ...] = ("train/loss", "val/loss", "val/miou", "val/mpa", "val/pixel_accuracy", "val/dice")
+    logged: tuple[str, ...] = ("train/loss", "val/loss", *(f"val/{name}" for name in FIGURES))
     """Every figure an epoch ends with: what a checkpoint, a scheduler or early stopping can monitor."""
 
     manual: ClassVar[bool] = False
@@ -56,14 +57,10 @@ class Task(pl.LightningModule):
         self.scores: Scores | None = None
         self.inference = WHOLE
         self.calibration: Calibration | None = None
-        self._metrics = nn.ModuleDict(
-            {
-                stage: SegmentationMetrics(label_space.num_classes, ignore_index=label_space.ignore_index)
-                for stage in ("val", "test")
-            }
-        )
+        classes, void = label_space.num_classes, label_space.ignore_index
+        self._metrics = nn.ModuleDict({s: SegmentationMetrics(classes, ignore_index=void) for s in get_args(Stage)})
         # The trainer's own mean over processes rounds the images of each to a whole number.
-        self._losses = nn.ModuleDict({stage: MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
+        self._losses = nn.ModuleDict({stage: MeanMetric(nan_strategy="disable") for stage in get_args(Stage)})
 
     def configure_model(self) -> None:
         """Share the network out among processes, with ``trainer=fsdp``: blocks of a million weights, and the rest."""
@@ -108,7 +105,10 @@ class Task(pl.LightningModule):
         return {}
 
     def on_validation_start(self) -> None:
-        """Let every process validate what the first would save: until now batch-norm statistics are its own."""
+        """Let every process validate what the first would save: until now batch-norm statistics are its own.
+
+        Each keeps all weights meanwhile: processes have different numbers of images, and could not take turns.
+        """
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -119,7 +119,6 @@ class Task(pl.LightningModule):
         self._gather(whole=False)
 
     def _gather(self, *, whole: bool) -> None:
-        """Keep all weights while validating: processes have different numbers of images, and could not take turns."""
         for part in self.network.modules():
             if isinstance(part, FSDPModule):
                 part.set_reshard_after_forward(not whole, recurse=False)
@@ -132,9 +131,6 @@ class Task(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Keep the final scores."""
         self._finish("test")
-
-    def _metric(self, stage: Stage) -> SegmentationMetrics:
-        return cast(SegmentationMetrics, self._metrics[stage])
 
     def _whole_logits(self, batch: Batch, inference: Inference = WHOLE) -> Tensor:
         """Logits at the size of the target or, without one, of the photo in its file."""
@@ -151,24 +147,22 @@ class Task(pl.LightningModule):
             self.log(f"{stage}/loss", mean, on_epoch=True, on_step=False, batch_size=len(target))
         prediction = logits.max(dim=1).indices.to(torch.uint8)  # argmax takes a quarter longer
         if target is not None:
-            self._metric(stage).update(prediction, target)
+            cast(SegmentationMetrics, self._metrics[stage]).update(prediction, target)
             if stage == "test" and self.calibration is not None:
                 self.calibration.update(logits, prediction, target)
         return prediction
 
     def _finish(self, stage: Stage) -> None:
-        metric = self._metric(stage)
+        metric = cast(SegmentationMetrics, self._metrics[stage])
         if metric.update_count == 0:  # a split without labels
             self.scores = None
             return
         with metric.sync_context():
             confusion = metric.confmat.cpu().numpy().astype(np.int64)
         metric.reset()
-        self.scores = scores_from_confusion(confusion, self.label_space)
-        scores = self.scores
-        names: tuple[Literal["miou", "mpa", "pixel_accuracy", "dice"], ...] = ("miou", "mpa", "pixel_accuracy", "dice")
-        for key in names:
-            value = scores[key]
+        scores = self.scores = scores_from_confusion(confusion, self.label_space)
+        figures = {key: scores[key] for key in FIGURES}
+        for key, value in figures.items():
             # A split without one valid pixel has no score; NaN is what a logger can take for it.
             figure = float("nan") if value is None else value
             self.log(f"{stage}/{key}", figure, prog_bar=key == "miou", sync_dist=True)

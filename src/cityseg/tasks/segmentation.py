@@ -20,13 +20,13 @@ class SegmentationTask(Task):
     """Trains a network on crops with one loss and one optimizer.
 
     Args:
-        network: photos ``(B, 3, H, W)`` uint8 -> logits ``(B, C, H, W)``.
-        loss: logits and train ids ``(B, H, W)`` -> scalar.
+        network: see :class:`Task`.
+        loss: see :class:`Task`.
         optimizer: parameters -> optimizer.
         scheduler: optimizer and length of the run -> learning-rate schedule.
-        label_space: the classes.
-        encoder_lr_factor: learning rate of the encoder over that of the rest.
-        layer_decay: learning rate of each encoder stage over that of the next deeper one.
+        label_space: see :class:`Task`.
+        encoder_lr_factor: see :func:`cityseg.optimizers.build_optimizer`.
+        layer_decay: see :func:`cityseg.optimizers.build_optimizer`.
         auxiliary_weight: factor of the auxiliary head's loss, where the network has one.
     """
 
@@ -81,13 +81,8 @@ class SegmentationTask(Task):
         """One optimizer, and its schedule."""
         optimizer = self.network_optimizer()
         total, per_epoch = optimizer_steps(self.trainer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                **self._scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch),
-                "name": "optim/lr",
-            },
-        }
+        schedule = self._scheduler(optimizer, total_steps=total, steps_per_epoch=per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {**schedule, "name": "optim/lr"}}
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -35,12 +36,20 @@ from typing import Any, NamedTuple, cast
 from warnings import catch_warnings
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cityseg.errors import CitysegError, did_you_mean
+from cityseg import __version__
+from cityseg.checkpoints import Checkpoint, load_checkpoint, load_weights
+from cityseg.errors import CitysegError, ConfigError, did_you_mean
 from cityseg.files import fresh_file
 from cityseg.models.network import SegmentationNetwork
+from cityseg.runs.config import network_node
+from cityseg.runs.objects import build_network
+from cityseg.runs.trust import check_trusted
+
+log = logging.getLogger(__name__)
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Photos ``(N, 3, H, W)`` uint8 -> train ids ``(N, H, W)`` uint8 and probabilities ``(N, C, H, W)`` float32."""
@@ -55,8 +64,46 @@ class ExportError(CitysegError):
     """A network that a format cannot hold, or a file that does not do what the network does."""
 
 
+def export(config: DictConfig) -> Path:
+    """Write the network of a checkpoint, of an adversarial one the generator alone; returns the file.
+
+    Raises:
+        CitysegError: if a package is missing, the file exists, or does not score as the network does.
+    """
+    path, suffix = Path(config.ckpt).expanduser(), find_format(config.format).suffix
+    output = path.with_suffix(suffix) if config.output is None else Path(config.output).expanduser()
+    if output.is_dir() or (output.exists() and not config.overwrite):
+        raise ConfigError(f"output={output}: exists. Fix: another name, or overwrite=true for a file")
+    checkpoint = load_checkpoint(path)
+    check_trusted(checkpoint.config, config.trusted)
+    run = OmegaConf.create(checkpoint.config)
+    # The weights are in the checkpoint, and the auxiliary head is for training.
+    network_node(run).update({key: False for key in ("pretrained", "auxiliary_head") if key in network_node(run)})
+    network = build_network(run, checkpoint.label_space)
+    if not isinstance(network, SegmentationNetwork):
+        raise ConfigError(f"ckpt={path}: found a {type(network).__name__}, expected a SegmentationNetwork")
+    load_weights(network, checkpoint, prefix="network.", leave_out="auxiliary.")
+    found = write(config.format, network, output, _texts(checkpoint, run), config.tolerance)
+    sizes = [network.fixed_size] if network.fixed_size else [size[1:] for size in SIZES]
+    shown, megabytes = ", ".join(f"{width}x{height}" for height, width in sizes), output.stat().st_size / 1e6
+    what = "no probability differs by more than"
+    log.info("%s: %.1f MB; on random photos (%s) %s %.2g from PyTorch's", output, megabytes, shown, what, found)
+    return output
+
+
+def _texts(checkpoint: Checkpoint, run: DictConfig) -> dict[str, str]:
+    """What a file says of itself, with the monitored figure of the checkpoint's epoch, as ``{"val/miou": 0.5}``."""
+    own = {"cityseg": checkpoint.version, "epochs": checkpoint.epochs, "scale": run.data.get("scale", 1.0)}
+    texts = {
+        "label_space": checkpoint.label_space.to_dict(),
+        "model": OmegaConf.to_container(network_node(run), resolve=True),
+        "training": own | {name: round(score, 5) for name, score in checkpoint.scores.items()},
+    }
+    return {"cityseg": __version__, **{name: json.dumps(text) for name, text in texts.items()}}
+
+
 class Predictor(nn.Module):
-    """From photos to classes, in operations that exporters follow at every size.
+    """From photos to classes by a copy of a network in eval mode, in operations that exporters follow at every size.
 
     The same rules as :class:`SegmentationNetwork`, which in Python also checks what it is given.
     """
@@ -65,7 +112,6 @@ class Predictor(nn.Module):
     shift: Tensor
 
     def __init__(self, network: SegmentationNetwork) -> None:
-        """Copy the network, in eval mode."""
         super().__init__()
         network = copy.deepcopy(network).eval()
         for parent in list(network.body.modules()):
@@ -104,7 +150,6 @@ class MatrixPooling(nn.Module):
     """Adaptive average pooling as two products of matrices: exporters know its own operation at fixed sizes only."""
 
     def __init__(self, size: int | tuple[int, int]) -> None:
-        """Pool to this (height, width)."""
         super().__init__()
         self.size = (size, size) if isinstance(size, int) else size
 
@@ -124,13 +169,7 @@ def _bins(count: int, length: int, like: Tensor) -> Tensor:
 
 
 class Format(NamedTuple):
-    """A kind of file.
-
-    Attributes:
-        suffix: of its name.
-        write: network, path and texts -> what the file that is now there does.
-        packages: what is needed beside cityseg's own dependencies.
-    """
+    """A kind of file: `write` gives what the file that is now there does, with `packages` beside our dependencies."""
 
     suffix: str
     write: Callable[[SegmentationNetwork, Path, Mapping[str, str]], Predict]
@@ -138,10 +177,10 @@ class Format(NamedTuple):
 
 
 def find_format(name: str) -> Format:
-    """A format by name, with what it needs at hand.
+    """A format by name.
 
     Raises:
-        ExportError: if there is no such format, naming the nearest, or a package is missing, naming the extra.
+        ExportError: if there is none, or a package that it needs is missing.
     """
     if name not in FORMATS:
         raise ExportError(f"format: found {name!r}, expected one of {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}")
@@ -154,17 +193,10 @@ def find_format(name: str) -> Format:
 
 
 def write(name: str, network: SegmentationNetwork, output: Path, texts: Mapping[str, str], tolerance: float) -> float:
-    """Write a network, and keep the file only if it does what the network does.
-
-    Args:
-        name: of the format.
-        network: with its weights, on the CPU.
-        output: the file; an older one stays until the new one has been checked.
-        texts: what the file says of itself, beside ``photos``.
-        tolerance: the largest difference of a probability that is let pass.
+    """Write a network on the CPU, and keep the file, before which an older one stays, only if it does the same.
 
     Returns:
-        The largest difference of a probability on random photos of three sizes.
+        The largest difference of a probability on random photos of three sizes, at most `tolerance`.
 
     Raises:
         ExportError: if the network cannot be written in this format, or the file differs.
@@ -176,27 +208,22 @@ def write(name: str, network: SegmentationNetwork, output: Path, texts: Mapping[
     with fresh_file(output) as fresh:
         try:
             with _quiet(), torch.no_grad():
-                found = difference(network.eval(), kind.write(network, fresh, texts))
+                found = _difference(network.eval(), kind.write(network, fresh, texts))
         except OSError:  # of the disk
             raise
         except Exception as error:  # what exporters and runtimes raise has no common base
-            reason = " ".join(str(error).split())[:300]
-            raise ExportError(
-                f"format={name} cannot hold this network ({type(error).__name__}: {reason}). Fix: another of "
-                f"{', '.join(FORMATS)}"
-            ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            fix = f"another of {', '.join(FORMATS)}"
+            raise ExportError(f"format={name} cannot hold this network ({reason}). Fix: {fix}") from error
         if not found <= tolerance:  # also where it is NaN
-            raise ExportError(
-                f"{output} was not written: with format={name} a probability differs by {found:.2g} from the "
-                f"network's, expected at most tolerance={tolerance:.2g}"
-            )
+            what = f"with format={name} a probability differs by {found:.2g} from the network's"
+            raise ExportError(f"{output} was not written: {what}, expected at most tolerance={tolerance:.2g}")
     return found
 
 
-def difference(network: SegmentationNetwork, predict: Predict) -> float:
+def _difference(network: SegmentationNetwork, predict: Predict) -> float:
     """The largest difference of a probability between the network and a file, NaN if there is one, 1 if ids differ."""
-    generator = torch.Generator().manual_seed(0)
-    worst = torch.zeros(())
+    generator, worst = torch.Generator().manual_seed(0), torch.zeros(())
     for batch, height, width in SIZES:
         height, width = network.fixed_size or (height, width)
         photos = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
