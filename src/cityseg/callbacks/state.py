@@ -203,4 +203,4 @@ class StepSeed(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed from (seed, epoch, batch, process)."""
         entropy = np.random.SeedSequence((self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
