@@ -42,6 +42,7 @@ def test_train_evaluate_resume_from_the_shell(tmp_path, cache_dir):
     data = (SCENES, f"data.cache_dir={cache_dir}")
     output = command(ROOT / "train.py", *TINY, *data, cwd=tmp_path)
     assert "mIoU" in output
+    assert "32-true on 1 x cpu" in output
     assert "Traceback" not in output
     assert "Warning" not in output
     (run,) = (tmp_path / "outputs/unet-gtfine").iterdir()

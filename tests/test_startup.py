@@ -75,6 +75,7 @@ def test_help_config_and_completion_need_nothing_heavy(told, line, answer):
 def test_a_mistake_is_told_in_a_few_lines_before_anything_heavy_is_imported(told, line, message):
     output, code, heavy = told[line]
     assert message in output
+    assert "Error executing job" not in output
     assert "Traceback" not in output
     assert len(output.splitlines()) < 10
     assert (code, heavy) == (1, [])

@@ -9,7 +9,11 @@ from cityseg.errors import CheckpointError, DataError
 
 
 def shown(path: Path) -> Path:
-    """A path as short as a shell in this folder takes it."""
+    """A path as short as a shell in this folder takes it.
+
+    >>> str(shown(Path.cwd() / "outputs")), str(shown(Path("/elsewhere")))
+    ('outputs', '/elsewhere')
+    """
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

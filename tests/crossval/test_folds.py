@@ -98,7 +98,10 @@ def test_figures_count_even_where_an_earlier_try_failed(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "error"),
-    [("{cut", "metrics.json cannot be read"), ('{"images": 3}', "no miou, mpa, per_class, confusion_matrix")],
+    [
+        ("{cut", "metrics.json cannot be read"),
+        ('{"images": 3}', "no miou, mpa, per_class, confusion_matrix, train_images"),
+    ],
 )
 def test_figures_that_cannot_be_used_are_a_failure_that_says_why(tmp_path, content, error):
     write_overrides(tmp_path / "fold=0", ["fold=0"])

@@ -1,5 +1,7 @@
 """Every row of what a user can get wrong with files, with the message that is shown."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,6 +79,14 @@ def test_wrong_root_says_what_was_searched_and_what_is_there(tmp_path, module, o
     text = message(module(str(tmp_path), **OPTIONS, **options))
     assert searched in text
     assert "holiday/" in text
+
+
+def test_pictures_of_ones_own_without_a_val_split_are_sent_to_folds(tmp_path):
+    root = write_folders(tmp_path)
+    shutil.rmtree(root / "val")
+    text = message(FoldersDataModule(str(root), classes=CLASSES, **OPTIONS), ("train", "val"))
+    assert "no photos for split 'val'" in text
+    assert "or hold out folds of train: fold=0" in text
 
 
 def test_missing_root_is_an_error_never_a_fallback(tmp_path):

@@ -79,7 +79,7 @@ def test_what_a_user_looks_up_is_in_the_checkpoint_as_it_was_found(compose_confi
     monkeypatch.setenv("RATE", "0.25")
     monkeypatch.setenv("WHERE", "/data")
     config = compose_config(
-        ["optimizer.lr='${oc.decode:${oc.env:RATE}}'", "data.root='${oc.env:WHERE}/streets'", *TINY]
+        ["optimizer.lr='${oc.decode:${oc.env:RATE}}'", "data.root='${oc.env:WHERE}/scratch/../streets'", *TINY]
     )
     settle(config)
     plain = OmegaConf.to_container(config)

@@ -23,7 +23,7 @@ FINAL: Final = "final"
 
 Status = Literal["finished", "failed", "unfinished", "not started"]
 
-_NEEDED = ("miou", "mpa", "per_class", "confusion_matrix", "images")
+_NEEDED = ("miou", "mpa", "per_class", "confusion_matrix", "images", "train_images")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +39,7 @@ from cityseg.reports.run_files import WORST
 from cityseg.tasks.base import Task
 
 
-class Scored(pl.Callback):
+class Scored(pl.Callback, ABC):
     """A callback that looks at every batch of a scoring pass, and may have figures for ``metrics.json`` in the end."""
 
     def on_test_batch_end(
@@ -47,9 +48,9 @@ class Scored(pl.Callback):
         """Hand on what a batch was scored as."""
         self.on_scored(cast(Task, pl_module), outputs, batch)
 
+    @abstractmethod
     def on_scored(self, task: Task, train_ids: Tensor, batch: Batch) -> None:
         """Look at the predicted train ids ``(B, H, W)`` uint8 of a batch."""
-        raise NotImplementedError
 
     def figures(self, task: Task) -> dict[str, Any]:
         """Its figures by key; empty where there was nothing to score."""
