@@ -58,7 +58,7 @@ def summary(sweep, name):
     content["name"] = name
     for group in content["groups"]:
         group["name"] = name
-        for row in group["folds"]:
+        for row in (*group["folds"], *filter(None, [group["final"]])):
             del row["seconds"]
     return content
 

@@ -8,6 +8,7 @@ import pytest
 from sklearn.model_selection import KFold
 
 from cityseg.checkpoints import load_checkpoint
+from cityseg.crossval.folds import outcome
 from cityseg.errors import ConfigError, DataError
 from cityseg.image_counts import read_image_counts
 from cityseg.runs.evaluation import evaluate
@@ -38,8 +39,11 @@ def test_a_fold_is_scored_on_the_part_that_scikit_learn_holds_out(run_tiny):
 
 
 def test_a_plain_run_writes_the_folders_own_split(run_tiny):
-    found = parts(run_tiny())
+    folder = run_tiny()
+    found = parts(folder)
     assert [len(found[part]) for part in ("train", "val", "test")] == [6, 3, 0]
+    assert figures(folder)["train_images"] == 6
+    assert outcome(folder)[1:] == ("finished", None)  # what sweeps of other keys than the fold go by
     assert all("/train/" in name for name in found["train"])
     assert all("/val/" in name for name in found["val"])
 

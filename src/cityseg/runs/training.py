@@ -166,13 +166,13 @@ def _score(
     figures |= {
         "epochs": trainer.current_epoch,
         "best_epoch": best.epochs,
+        "train_images": len(data.samples("train")),
         "pretrained": network_node(config).get("pretrained", False),
         "seed": config.seed,
         "batch_size": data.batch_size,
     }
     if config.fold is not None:
-        plain = OmegaConf.to_container(config.cv, resolve=True)
-        figures |= {"fold": config.fold, "cv": plain, "train_images": len(data.samples("train"))}
+        figures |= {"fold": config.fold, "cv": OmegaConf.to_container(config.cv, resolve=True)}
     return figures
 
 
