@@ -130,11 +130,14 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(run_tiny, mo
     assert ours == theirs
 
 
-@pytest.mark.slow
-def test_a_finished_run_can_be_made_longer(run_tiny):
+def test_a_finished_run_can_be_made_longer_and_counts_the_time_of_both(run_tiny):
     folder = run_tiny("trainer.max_epochs=1")
+    history = folder / "history.csv"
+    (row,) = csv.DictReader(history.read_text().splitlines())
+    history.write_text(history.read_text().replace(row["seconds"], "1000"))
     run_tiny(f"resume={folder}", "trainer.max_epochs=2")
     assert len(losses(folder)) == 2
+    assert 1000 < json.loads((folder / "metrics.json").read_text())["seconds"] < 1300
 
 
 def test_resume_refuses_what_it_cannot_follow(run_tiny, compose_config):

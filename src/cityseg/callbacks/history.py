@@ -32,11 +32,15 @@ class History(Callback):
 
     Args:
         path: the file; rows of earlier epochs are kept when a run is resumed.
+
+    Attributes:
+        earlier: seconds of the epochs that were trained before the run was resumed.
     """
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
+        self.earlier = 0.0
         self._started = self._trained = 0.0
         self._images = 0
 
@@ -44,6 +48,7 @@ class History(Callback):
         """Keep the rows of the epochs before the one that starts now."""
         kept = read_history(self.path) if self.path.is_file() else []
         self.rows = [row for row in kept if row["epoch"] <= trainer.current_epoch]
+        self.earlier = sum(row.get("seconds", 0.0) for row in self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed.fsdp import FSDPModule
 
 from cityseg.calibration import Calibration
+from cityseg.callbacks.history import History
 from cityseg.callbacks.state import StepSeed, Stopped
 from cityseg.checkpoints import SelfContained, load_checkpoint, load_weights
 from cityseg.crossval.folds import FINAL
@@ -68,7 +69,8 @@ def train(config: DictConfig, run_dir: Path, resume_from: Path | None = None) ->
     figures = _score(config, data, task, trainer, run_dir)
     if (run_dir / "history.csv").is_file():  # it can be switched off
         plot_curves(read_history(run_dir / "history.csv"), run_dir / "plots" / "curves.png")
-    figures["seconds"] = round(time.perf_counter() - started, 1)
+    earlier = next((c.earlier for c in trainer.callbacks if isinstance(c, History)), 0.0)  # type: ignore[attr-defined]
+    figures["seconds"] = round(earlier + time.perf_counter() - started, 1)
     write_figures(figures, run_dir, data.label_space, trainer.strategy.root_device)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
