@@ -9,7 +9,7 @@ from tests.conftest import TINY
 
 CONF = Path(__file__).parent.parent / "conf"
 CHECKED_ELSEWHERE = {
-    "data": {"common", "stream"},  # the part that the layouts share; tests/data/test_stream.py: it needs archives
+    "data": {"_common", "stream"},  # the part that the layouts share; tests/data/test_stream.py: it needs archives
     "model": {path.stem for path in (CONF / "model").glob("*.yaml")},  # tests/models trains each
     "trainer": {"gpu", "ddp", "fsdp"},  # composed below: they need devices
     "logger": {"wandb", "mlflow"},  # composed below: they need their packages

@@ -19,6 +19,8 @@ ANSWERS = {
 MISTAKES = {
     "train data.rot=/x": "Did you mean 'data.root'",
     "train model=unett": "Did you mean 'unet'",
+    "train data=cityscapes": "\n  gtfine   The Cityscapes folders leftImg8bit and gtFine\n",
+    "train callbacks=[none]": "callbacks=none: no such choice, expected one of\n  default ",
     "train optimiser=adam": "Did you mean 'optimizer'",
     "train lr=1 foo=2": "lr: no such key. Did you mean 'optimizer.lr'?\nfoo: no such key.",
     "train trainer.max_epochs": "missing EQUAL",

@@ -79,7 +79,7 @@ def _attempt(main: Callable[[], Any], config_dir: Path, config_name: str) -> str
     except (HydraException, OmegaConfBaseException) as error:
         wrong = _wrong_keys(sys.argv[1:], config_dir, config_name)
         told_by_key = wrong and str(error).startswith("Could not override")
-        return "\n".join(wrong if told_by_key else [_short_message(error), *wrong])
+        return "\n".join(wrong if told_by_key else [_short_message(error, config_dir), *wrong])
     except SystemExit:
         if (sweep := _sweep()) is not None:
             log.warning("to go on with the sweep: python train.py resume=%s", sweep.folder)
@@ -111,17 +111,21 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _short_message(error: Exception) -> str:
-    """What Hydra says, without its search path, and with the nearest choice where a group has no such one."""
+def _short_message(error: Exception, config_dir: Path) -> str:
+    """What Hydra says, without its search path, and with the choices that there are where a group has no such one."""
     from hydra.errors import OverrideParseException
 
     if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
         return f"{missing[1]}: not given. Fix: {missing[1]}=..., see --help"
     if "Could not load 'hydra/sweeper/optuna'" in str(error):
         return "hydra/sweeper=search: its plugin is not installed. Fix: pip install 'cityseg[optuna]'"
-    if options := getattr(error, "options", None):
-        group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
-        return f"{group}={choice}: no such choice, expected one of {', '.join(options)}.{did_you_mean(choice, options)}"
+    group, _, choice = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
+    ours = (path.stem for path in sorted((config_dir / group).glob("*.yaml")))  # Hydra names none of a list
+    if group and (options := getattr(error, "options", None) or list(ours)):
+        told = _described(config_dir / group, [name for name in options if not name.startswith("_")])
+        near = did_you_mean(choice, told)
+        expected = f" {', '.join(told)}.{near}" if near else "".join(f"\n  {row}" for row in told.values())
+        return f"{group}={choice}: no such choice, expected one of{expected}"
     lines = [line for text in (str(error), str(error.__cause__ or "")) for line in text.splitlines()]
     if (key := getattr(error, "full_key", None)) and key not in lines[0]:
         lines[0] = f"{key}: {lines[0]}"
@@ -130,6 +134,19 @@ def _short_message(error: Exception) -> str:
         lines.append("Fix: KEY=VALUE, with 'quotes' around a value that has more in it than letters, digits and ._-/")
     noise = r"\s*($|full_key:|object_type=|Config search path|provider=|See https|To append to your config)"
     return "\n".join(dict.fromkeys(line for line in lines if not re.match(noise, line)))
+
+
+def _described(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The choices of a group -> each as a row of a table, with the first sentence of the comment in its file."""
+    width = max(map(len, names), default=0)
+    rows = {}
+    for name in names:
+        path = folder / f"{name}.yaml"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        comments = re.match("(?:# @package.*\n)?((?:# .*\n)*)", text)
+        about = re.split(r"[.;](?:\s|$)", comments[1].replace("\n# ", " ").removeprefix("# "))[0] if comments else ""
+        rows[name] = f"{name:<{width}}  {about}".rstrip()
+    return rows
 
 
 def rewritten(typed: Sequence[str]) -> list[str]:
@@ -251,6 +268,7 @@ def _wrong_keys(overrides: Sequence[str], config_dir: Path, config_name: str) ->
         except Exception:  # one of the choices is what is wrong
             known = dotted_keys(compose(config_name))
     typed = [override.partition("=")[0] for override in overrides if "=" in override and override[0] not in "+~-"]
+    known += [path.name for path in config_dir.iterdir()]
     wrong = [key for key in typed if key not in known and not key.startswith("hydra")]
     lines = []
     for key in wrong:
