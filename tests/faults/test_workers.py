@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from multiprocessing import resource_sharer
 
 import pytest
 from torch.utils.data import get_worker_info
@@ -10,17 +11,16 @@ from torch.utils.data import get_worker_info
 from cityseg.data.loading import TrainDataset, WholeDataset
 from cityseg.errors import TrainingError
 from cityseg.runs.evaluation import evaluate
+from cityseg.runs.output import explained
 from tests.faults.test_disk import result
 from tests.test_resume import equal
-
-pytestmark = pytest.mark.slow  # runs with loader processes
 
 RUN = ("trainer.max_epochs=2", "augment=strong", "data.workers=2")
 HARMS = {
     "killed": (
         lambda: os.kill(os.getpid(), signal.SIGKILL),
         600,
-        r"a loader process \(\d+.*\) died.*fewer data.workers",
+        r"a loader process( \(\d+.*\))? died.*fewer data.workers",
     ),
     "hanging": (lambda: time.sleep(1000), 3, r"no batch came in data.timeout=3 seconds.*a larger data.timeout"),
 }
@@ -39,6 +39,17 @@ def harmed(patch, dataset, harm, chosen):
     patch.setattr(dataset, "__getitem__", reading)
 
 
+def test_a_process_that_dies_while_its_batch_is_fetched_has_died_too(compose_config, tmp_path):
+    with pytest.raises(TrainingError, match="a loader process died"), explained(compose_config(), None):
+        resource_sharer._resource_sharer.get_connection((str(tmp_path / "gone"), 0))
+    told = RuntimeError('Caught EOFError in pin memory thread. File "/python/multiprocessing/resource_sharer.py"')
+    with pytest.raises(TrainingError, match="a loader process died"), explained(compose_config(), None):
+        raise told
+    with pytest.raises(FileNotFoundError), explained(compose_config(), None):
+        (tmp_path / "gone").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARMS)
 def test_a_run_whose_loader_process_is_lost_says_so_and_goes_on(run_tiny, monkeypatch, tmp_path, name):
     harm, timeout, message = HARMS[name]
@@ -54,6 +65,7 @@ def test_a_run_whose_loader_process_is_lost_says_so_and_goes_on(run_tiny, monkey
     equal(whole["plain"], result(tmp_path / "stopped"))
 
 
+@pytest.mark.slow
 def test_the_final_scores_and_an_evaluation_say_so_too(run_tiny, monkeypatch, tmp_path, compose_config, cache_dir):
     harm, _, message = HARMS["killed"]
     killed = tmp_path / "killed"

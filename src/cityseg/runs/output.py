@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def explained(config: DictConfig, data: SegmentationDataModule) -> Iterator[None
         yield
     except CitysegError:
         raise
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError, OSError, EOFError) as error:
         if (explanation := _explanation(error, config, data)) is None:
             raise
         raise explanation from error
@@ -81,9 +82,13 @@ def _explanation(error: Exception, config: DictConfig, data: SegmentationDataMod
             "data.batch_size, with trainer.accumulate_grad_batches as much larger for the same steps; a smaller "
             "data.crop or data.scale; trainer.precision=bf16-mixed; in evaluation inference=sliding"
         )
-    if dead := re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", text):
+    dead = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)", text)
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # Or it died while its batch was fetched, by the run or by the thread that pins memory, which tells it as text.
+    if dead or any("resource_sharer.py" in told for told in (text, *files)):
+        pids = f" ({dead[1]})" if dead else ""
         return TrainingError(
-            f"a loader process ({dead[1]}) died. If the machine ran out of memory: fewer data.workers than "
+            f"a loader process{pids} died. If the machine ran out of memory: fewer data.workers than "
             f"{config.data.workers}, or data.workers=0, which also shows errors of its own. The run can be resumed"
         )
     if "DataLoader timed out" in text:
