@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cityseg.data import transforms
 from cityseg.data.samples import Pair
 from cityseg.data.transforms import BORDER_COLOR, Augment, Color, strict_pixel_transform
 from cityseg.errors import ConfigError
@@ -83,6 +84,23 @@ def test_rotation_turns_counterclockwise_around_the_middle_of_the_crop(angle):
     expected = np.asarray(Image.fromarray(sample.target).rotate(angle, Image.Resampling.NEAREST))
     assert (target != expected)[inside].mean() < 0.005
     assert (photo[shrunk(target == 255)] == BORDER_COLOR).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_turned_crop_shows_what_a_warp_of_the_whole_photo_does(monkeypatch, seed):
+    augment, sample = Augment(scale=(0.3, 4), rotate=(-180, 180), shift=1.0), smooth_sample()
+    found = augment(sample, (50, 70), rng(seed))
+    rotation = transforms._rotation
+
+    def of_all(*arguments):
+        matrix, (rows, columns) = rotation(*arguments)
+        matrix[:, 2] += columns.start, rows.start
+        return matrix, (slice(None), slice(None))
+
+    monkeypatch.setattr(transforms, "_rotation", of_all)
+    expected = augment(sample, (50, 70), rng(seed))
+    assert np.abs(found.photo.astype(int) - expected.photo).max() <= 1
+    assert (found.target != expected.target).mean() < 0.001
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.7])

@@ -133,9 +133,9 @@ class Augment:
         angle = rng.uniform(*self.rotate) if any(self.rotate) else 0.0
         flipped = bool(rng.random() < self.flip)
         if angle:
-            matrix, size, flags = _rotation(window, crop, scale, angle), crop[::-1], cv2.WARP_INVERSE_MAP
-            photo = cv2.warpAffine(photo, matrix, size, flags=flags | cv2.INTER_LINEAR, borderValue=BORDER_COLOR)  # type: ignore[assignment]
-            target = cv2.warpAffine(target, matrix, size, flags=flags | cv2.INTER_NEAREST, borderValue=(VOID,))  # type: ignore[assignment]
+            matrix, part = _rotation(window, crop, scale, angle, target.shape)
+            photo = _turn(photo[part], matrix, crop, BORDER_COLOR, cv2.INTER_LINEAR)
+            target = _turn(target[part], matrix, crop, (VOID,), cv2.INTER_NEAREST)
         else:
             shrunk = cv2.INTER_LINEAR if scale >= 1 else cv2.INTER_AREA
             photo = _place(window, photo, crop, scale, BORDER_COLOR, shrunk)
@@ -223,12 +223,33 @@ def _place(
     return result
 
 
-def _rotation(window: Window, crop: tuple[int, int], scale: float, angle: float) -> npt.NDArray[np.float64]:
-    """Matrix ``(2, 3)`` from the pixels of a turned crop to those of the source, whose centres are whole numbers."""
+def _rotation(
+    window: Window, crop: tuple[int, int], scale: float, angle: float, shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.float64], tuple[slice, slice]]:
+    """Which rows and columns of a picture a turned crop shows, and the matrix ``(2, 3)`` from its pixels to theirs.
+
+    The centres of pixels are whole numbers.
+    """
     cos, sin = np.cos(np.radians(angle)) / scale, np.sin(np.radians(angle)) / scale
     turn = np.array([[cos, -sin], [sin, cos]])  # y points down
     middle = np.array([window.left + (window.width - 1) / 2, window.top + (window.height - 1) / 2])
-    return np.column_stack([turn, middle - turn @ [(crop[1] - 1) / 2, (crop[0] - 1) / 2]])
+    height, width = crop[0] - 1, crop[1] - 1
+    shift = middle - turn @ [width / 2, height / 2]
+    corners = turn @ [[0, width, 0, width], [0, 0, height, height]] + shift[:, None]
+    # With a pixel beyond, for interpolation; a crop of nothing but border shows a pixel, which it does not reach.
+    limit = np.array(shape[1::-1])
+    first = np.clip(np.floor(corners.min(axis=1)).astype(int) - 1, 0, limit - 1)
+    end = np.clip(np.ceil(corners.max(axis=1)).astype(int) + 2, first + 1, limit)
+    return np.column_stack([turn, shift - first]), (slice(first[1], end[1]), slice(first[0], end[0]))
+
+
+def _turn(
+    part: ByteArray, matrix: npt.NDArray[np.float64], crop: tuple[int, int], border: Sequence[int], interpolation: int
+) -> ByteArray:
+    """Warp a part of a picture to crop size, with the border colour beyond it."""
+    # A warp jumps from row to row, and waits for memory at each. A copy is read in order, and is near afterwards.
+    flags = cv2.WARP_INVERSE_MAP | interpolation
+    return np.asarray(cv2.warpAffine(part.copy(), matrix, crop[::-1], flags=flags, borderValue=border), np.uint8)
 
 
 def _offset(length: int, window: int, rng: np.random.Generator) -> int:
