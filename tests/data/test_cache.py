@@ -20,6 +20,7 @@ from cityseg.data import decoded
 from cityseg.data.decoded import Stack
 from cityseg.data.folders import FoldersDataModule
 from cityseg.data.gtfine import GtFineDataModule
+from cityseg.data.loading import collate
 from cityseg.data.pairs import PairsDataModule
 from cityseg.data.samples import Pair
 from cityseg.data.splits import KFold
@@ -105,7 +106,7 @@ def test_spawned_workers_get_the_cached_samples_too(built_in, cache):
     expected = list(data.val_dataloader())
     forget_files(data)
     dataset = data.val_dataloader().dataset
-    loader = DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context="spawn")
+    loader = DataLoader(dataset, batch_size=2, collate_fn=collate, num_workers=2, multiprocessing_context="spawn")
     assert_equal(expected, list(loader))
 
 
@@ -123,10 +124,11 @@ def test_photos_of_several_sizes_are_cached(tmp_path, cache):
 def test_what_a_sample_is_used_for_leaves_the_cache_as_it_was(built_in, cache):
     data = built_in(cache=cache)
     dataset = data.val_dataloader().dataset
-    dataset[0]["photo"].zero_()
-    dataset[0]["target"].zero_()
-    assert dataset[0]["photo"].any()
-    assert dataset[0]["target"].any()
+    batch = collate([dataset[0]])
+    batch["photo"].zero_()
+    batch["target"].zero_()
+    assert dataset[0].photo.any()
+    assert dataset[0].target.any()
     with pytest.raises(ValueError, match="read-only"):
         dataset.pairs[0].photo[:] = 0
 

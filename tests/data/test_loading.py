@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from cityseg.data.loading import Key, SameSizeBatches, TrainBatches
+from cityseg.data.loading import Key, SameSizeBatches, Sample, TrainBatches, collate
 from cityseg.data.pairs import PairsDataModule
 from cityseg.data.transforms import Augment
 
@@ -83,9 +83,9 @@ def test_a_sample_drawn_again_is_numbered_and_gets_another_crop(data):
     assert [key.draw for key in keys if key.sample == 0] == list(range(sum(key.sample == 0 for key in keys)))
     assert all(key.draw == 0 for batch in TrainBatches(12, 4, seed=1) for key in batch)
     dataset = data(0).train_dataloader().dataset
-    first, again, other = (dataset[Key(0, 2, draw)]["photo"] for draw in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    first, again, other = (dataset[Key(0, 2, draw)].photo for draw in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
 
 
 def test_sampling_once_each_draws_the_crops_that_seed_epoch_and_index_give(data):
@@ -95,8 +95,7 @@ def test_sampling_once_each_draws_the_crops_that_seed_epoch_and_index_give(data)
     photo, _ = Augment(scale=(0.5, 2.0), flip=0.5)(
         module.reader(samples.photo(2), samples.label(2)), module.crop_size(), rng
     )
-    drawn = module.train_dataloader().dataset[Key(4, 2)]["photo"]
-    np.testing.assert_array_equal(drawn.permute(1, 2, 0).numpy(), photo)
+    np.testing.assert_array_equal(module.train_dataloader().dataset[Key(4, 2)].photo, photo)
 
 
 def test_evaluation_batches_hold_one_size_and_every_sample_once():
@@ -181,3 +180,19 @@ def test_photos_leave_the_loader_as_bytes(data):
     assert batch["photo"].shape == (2, 3, 32, 32)
     whole = next(iter(data(0).val_dataloader()))
     assert whole["photo"].shape == (2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_is_one_piece_of_memory(data, workers):
+    batch = epoch_of(data(workers), 0)[0]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in batch.values()}) == 1
+    assert all(tensor.is_shared() == (workers > 0) for tensor in batch.values())
+    assert sum(tensor.nbytes for tensor in batch.values()) == batch["photo"].untyped_storage().nbytes()
+
+
+def test_photos_without_labels_come_with_the_size_that_is_wanted():
+    photos = [np.random.default_rng(seed).integers(0, 256, (6, 4, 3), np.uint8) for seed in range(2)]
+    batch = collate([Sample(7 + row, photo, None, (12, 8)) for row, photo in enumerate(photos)])
+    assert batch.keys() == {"photo", "index", "size"}
+    np.testing.assert_array_equal(batch["photo"].permute(0, 2, 3, 1), photos)
+    assert (batch["index"].tolist(), batch["size"].tolist()) == ([7, 8], [[12, 8], [12, 8]])

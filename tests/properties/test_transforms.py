@@ -135,8 +135,8 @@ def test_a_crop_follows_from_seed_epoch_index_and_draw(seed, key, others):
     for other in range(others):  # what was drawn before makes no difference
         two[Key(key[0], other)]
     first, second = one[Key(*key)], two[Key(*key)]
-    assert first["photo"].equal(second["photo"])
-    assert first["target"].equal(second["target"])
+    np.testing.assert_array_equal(first.photo, second.photo)
+    np.testing.assert_array_equal(first.target, second.target)
 
 
 @given(sides=st.lists(st.integers(1, 3), min_size=1, max_size=30), batch=st.integers(1, 8), world=st.integers(1, 4))

@@ -26,6 +26,7 @@ from cityseg.data.loading import (
     TrainLoader,
     WholeDataset,
     automatic_workers,
+    collate,
     notice_lost_workers,
     quiet_worker,
 )
@@ -287,13 +288,14 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self._loader(WholeDataset(self._pairs(split, self._eval_view), sizes), batches)
 
     def _loader(
-        self, dataset: Dataset[Batch], batches: Sampler[Any], kind: type[DataLoader[Batch]] = DataLoader
+        self, dataset: Dataset[Any], batches: Sampler[Any], kind: type[DataLoader[Batch]] = DataLoader
     ) -> DataLoader[Batch]:
         notice_lost_workers()
         return kind(
             dataset,
             batch_sampler=batches,
             num_workers=self._workers,
+            collate_fn=collate,
             timeout=self._timeout if self._workers else 0,
             persistent_workers=self._workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple, NotRequired, TypedDict
 
 import cv2
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from cityseg.data.decoded import Pairs
@@ -47,8 +48,17 @@ class Key(NamedTuple):
     draw: int = 0  # how often the sample was drawn before in this epoch, so that its crops differ
 
 
+class Sample(NamedTuple):
+    """What a dataset gives."""
+
+    position: int  # in the split
+    photo: ByteArray  # (H, W, 3) RGB
+    target: ByteArray | None  # (H, W) train ids
+    size: tuple[int, int]  # height and width that a prediction is wanted at
+
+
 @dataclass
-class TrainDataset(Dataset[Batch]):
+class TrainDataset(Dataset[Sample]):
     """Random crops, of a height and width, of a split; a crop's randomness comes from the run's seed and its key."""
 
     pairs: Pairs
@@ -56,15 +66,15 @@ class TrainDataset(Dataset[Batch]):
     crop: tuple[int, int]
     seed: int
 
-    def __getitem__(self, key: Key) -> Batch:
-        """One crop, without the batch dimension."""
+    def __getitem__(self, key: Key) -> Sample:
+        """One crop."""
         epoch, index, draw = key
         rng = np.random.default_rng((self.seed, epoch, index, *([draw] if draw else [])))
-        return _batch(index, *self.augment(self.pairs[index], self.crop, rng))
+        return Sample(index, *self.augment(self.pairs[index], self.crop, rng), self.crop)
 
 
 @dataclass
-class WholeDataset(Dataset[Batch]):
+class WholeDataset(Dataset[Sample]):
     """Whole images of a split, for validation, test and prediction."""
 
     pairs: Pairs
@@ -74,20 +84,37 @@ class WholeDataset(Dataset[Batch]):
         """Number of samples."""
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Batch:
-        """One whole image, without the batch dimension."""
-        batch = _batch(index, *self.pairs[index])
-        if "target" not in batch:
-            batch["size"] = torch.tensor(self.sizes[index].tolist())
-        return batch
+    def __getitem__(self, index: int) -> Sample:
+        """One whole image."""
+        height, width = self.sizes[index].tolist()
+        return Sample(index, *self.pairs[index], (height, width))
 
 
-def _batch(index: int, photo: ByteArray, target: ByteArray | None) -> Batch:
-    # All copied, as a tensor must not share memory with a sample that a cache holds; this is faster than to transpose.
-    batch: Batch = {"photo": torch.from_numpy(np.stack(cv2.split(photo))), "index": torch.tensor(index)}
-    if target is not None:
-        batch["target"] = torch.from_numpy(target.copy())
+def collate(samples: Sequence[Sample]) -> Batch:
+    """A batch of samples of one size, in one piece of memory: pieces are handed from process to process one by one."""
+    count, first = len(samples), samples[0]
+    photos = (count, 3, *first.photo.shape[:2])
+    targets = (0,) if first.target is None else (count, *first.target.shape)
+    lengths = [8 * count, prod(photos), prod(targets)]
+    index, photo, target = torch.split(_memory(sum(lengths)), lengths)
+    batch: Batch = {"photo": photo.view(photos), "index": index.view(torch.int64)}
+    batch["index"].copy_(torch.tensor([sample.position for sample in samples]))
+    if first.target is None:
+        batch["size"] = torch.tensor([sample.size for sample in samples])
+    else:
+        batch["target"] = target.view(targets)
+    for row, sample in enumerate(samples):
+        cv2.split(sample.photo, list(batch["photo"][row].numpy()))  # faster than to transpose
+        if sample.target is not None:
+            np.copyto(batch["target"][row].numpy(), sample.target)
     return batch
+
+
+def _memory(size: int) -> Tensor:
+    """Bytes ``(size,)``, which a loader worker shares with the run."""
+    if get_worker_info() is None:
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))  # type: ignore[no-untyped-call]
 
 
 class TrainBatches(Sampler[list[Key]]):
