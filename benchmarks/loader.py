@@ -11,6 +11,8 @@ b: the same without a cache, as in the first epoch.
 c: 512x256 composites with palette labels, flip and colour, cached; against the distance to all colours per item.
 d: the same with K-means labels, against ``KMeans.predict`` per item.
 
+For c and d ours is also timed without loader processes, as crops are then made faster than handed over.
+
 The plain side decodes with Pillow, augments with albumentations and collates float32. It is timed with the geometry on
 the whole photo (*crop last*, which leaves no border, as segmentation_models_pytorch's example has it) and with
 RandomCrop first. Ours ends with uint8, which the network normalises on its device; with ``--normalise`` that is done
@@ -24,7 +26,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -159,15 +161,20 @@ def epoch(loader: DataLoader[Any], normalise: bool) -> Callable[[], None]:
 
 
 def compare(
-    row: str, goal: str, ours: DataLoader[Any], others: dict[str, DataLoader[Any]], repeats: int, normalise: bool
+    row: str,
+    goal: str,
+    ours: dict[str, DataLoader[Any]],
+    others: dict[str, DataLoader[Any]],
+    repeats: int,
+    normalise: bool,
 ) -> None:
-    """Time epochs of each in turn; print milliseconds a sample and how many times faster ours is."""
-    sides = {name: epoch(loader, normalise) for name, loader in {"ours": ours, **others}.items()}
-    samples = sum(map(len, ours.batch_sampler))
+    """Time epochs of each in turn; print milliseconds a sample and how many times faster ours are."""
+    sides = {name: epoch(loader, normalise) for name, loader in (ours | others).items()}
+    samples = sum(map(len, ours["ours"].batch_sampler))
     found = {name: np.array(times) / samples for name, times in in_turns(sides, blocks=repeats, steps=1).items()}
     print(f"row {row}, {samples} samples an epoch, a sample:")
-    for name in others:
-        show(found, name, "ours", goal)
+    for name, own in product(others, ours):
+        show(found, name, own, goal)
 
 
 def gtfine_rows(rows: list[str], root: Path, repeats: int, workers: int, normalise: bool) -> None:
@@ -189,7 +196,7 @@ def gtfine_rows(rows: list[str], root: Path, repeats: int, workers: int, normali
             others = {
                 name: plain_loader(Plain(files, read_gtfine, steps), 8, workers) for name, steps in orders.items()
             }
-            compare(row, ">= 12" if row == "a" else ">= 1.5", our_loader(data), others, repeats, normalise)
+            compare(row, ">= 12" if row == "a" else ">= 1.5", {"ours": our_loader(data)}, others, repeats, normalise)
 
 
 def pairs_rows(rows: list[str], root: Path, repeats: int, workers: int, normalise: bool) -> None:
@@ -198,16 +205,19 @@ def pairs_rows(rows: list[str], root: Path, repeats: int, workers: int, normalis
     steps = [albumentations.HorizontalFlip(p=0.5), albumentations.ColorJitter(**COLOR)]
     for row, labels in (("c", "palette"), ("d", "kmeans")):
         if row in rows:
-            data = PairsDataModule(
-                str(root), labels=labels, augment=augment, crop=256, batch_size=16, eval_batch_size=1, workers=workers,
-                cache="ram",
-            )  # fmt: skip
-            files = [data.samples("train").photo(index) for index in range(len(data.samples("train")))]
-            data.fit_labels()
+            ours = {}
+            for name, processes in (("ours", workers), ("ours, data.workers=0", 0)):
+                data = PairsDataModule(
+                    str(root), labels=labels, augment=augment, crop=256, batch_size=16, eval_batch_size=1,
+                    workers=processes, cache="ram",
+                )  # fmt: skip
+                files = [data.samples("train").photo(index) for index in range(len(data.samples("train")))]
+                data.fit_labels()
+                ours[name] = our_loader(data)
             read = read_nearest if row == "c" else ReadClusters(files[:50])
             name = "nearest colour" if row == "c" else "KMeans.predict"
             others = {name: plain_loader(Plain(files, read, steps), 16, workers)}
-            compare(row, ">= 5" if row == "c" else ">= 8", our_loader(data), others, repeats, normalise)
+            compare(row, ">= 5" if row == "c" else ">= 8", ours, others, repeats, normalise)
 
 
 def main() -> None:
