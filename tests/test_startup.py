@@ -21,6 +21,8 @@ MISTAKES = {
     "train model=unett": "Did you mean 'unet'",
     "train data=cityscapes": "\n  gtfine   The Cityscapes folders leftImg8bit and gtFine\n",
     "train callbacks=[none]": "callbacks=none: no such choice, expected one of\n  default ",
+    "train experiment=unet": "experiment=unet: no such choice, expected one of\n  deeplabv3plus_b3  DeepLabV3+ with",
+    "train yaml=1": "yaml: no such key.\n",
     "train optimiser=adam": "Did you mean 'optimizer'",
     "train lr=1 foo=2": "lr: no such key. Did you mean 'optimizer.lr'?\nfoo: no such key.",
     "train trainer.max_epochs": "missing EQUAL",
@@ -77,6 +79,8 @@ def test_help_config_and_completion_need_nothing_heavy(told, line, answer):
 def test_a_mistake_is_told_in_a_few_lines_before_anything_heavy_is_imported(told, line, message):
     output, code, heavy = told[line]
     assert message in output
+    assert ("no such choice" in output) + ("no such key" in output) < 2  # each mistake is told once
+    assert "_common" not in output
     assert "Error executing job" not in output
     assert "Traceback" not in output
     assert len(output.splitlines()) < 10

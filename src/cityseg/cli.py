@@ -248,9 +248,13 @@ def quote_path(argument: str) -> str:
     return f"{key}={quoted(value)}" if re.fullmatch(r"[^'\"()\[\]{},]*=[^'\"()\[\]{},]*", value) else argument
 
 
+def _groups(config_dir: Path) -> list[str]:
+    return [path.name for path in config_dir.iterdir() if path.is_dir()]
+
+
 def _group_choices(overrides: Sequence[str], config_dir: Path) -> list[str]:
     """The overrides that choose from a group of ours."""
-    groups = [path.name for path in config_dir.iterdir() if path.is_dir()]
+    groups = _groups(config_dir)
     return [text for text in overrides if re.split("[=@]", text.lstrip("+~"))[0] in groups]
 
 
@@ -267,8 +271,8 @@ def _wrong_keys(overrides: Sequence[str], config_dir: Path, config_name: str) ->
             known = dotted_keys(compose(config_name, _group_choices(overrides, config_dir)))
         except Exception:  # one of the choices is what is wrong
             known = dotted_keys(compose(config_name))
+    known += _groups(config_dir)  # of experiments nothing is left in a config
     typed = [override.partition("=")[0] for override in overrides if "=" in override and override[0] not in "+~-"]
-    known += [path.name for path in config_dir.iterdir()]
     wrong = [key for key in typed if key not in known and not key.startswith("hydra")]
     lines = []
     for key in wrong:
